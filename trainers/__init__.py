@@ -1,0 +1,1 @@
+"""Training: graph nodes, and the modules that `accelerate launch -m` starts."""

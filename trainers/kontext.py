@@ -1,0 +1,7 @@
+"""accelerate launch -m trainers.kontext --config RUN.yaml: flow-matching training of Kontext, generation and editing."""
+
+from trainers.launch import main
+from unipic_core.training.flow import FlowConfig, FlowTask
+
+if __name__ == "__main__":
+    main(FlowConfig, FlowTask)

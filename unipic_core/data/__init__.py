@@ -1,0 +1,1 @@
+"""Training data: samples of a prompt, a target picture and any number of reference pictures."""

@@ -1,0 +1,84 @@
+"""Samples as VAE latents on disk: encoded once, grouped by shape, read row by row."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .pictures import to_tensor
+from .sources import open_source
+
+ENCODE_BATCH = 32
+
+
+class LatentSet:
+    """The samples of one data source. A bucket holds all samples of one latent size and number of references:
+    latents [N, 1 + references, C, h, w], the target first, already shifted and scaled for the transformer, and N prompts.
+    """
+
+    def __init__(self, path: Path):
+        self.file = safe_open(path, framework="pt")
+        prompts = json.loads(self.file.metadata()["prompts"])
+        self.buckets = [(self.file.get_slice(name), prompts[name]) for name in sorted(prompts)]
+        counts = np.array([len(prompts) for _, prompts in self.buckets])
+        self.shares = counts / counts.sum()
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
+        """`count` rows of one bucket, chosen with replacement: latents [count, 1 + references, C, h, w] and prompts."""
+        latents, prompts = self.buckets[rng.choice(len(self.buckets), p=self.shares)]
+        picked = rng.integers(len(prompts), size=count)
+        return torch.stack([latents[int(row)] for row in picked]).float(), [prompts[row] for row in picked]
+
+
+def fingerprint(spec: dict, vae: torch.nn.Module) -> str:
+    """Changes with the data source's description and with the VAE's weights."""
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for value in vae.state_dict().values():
+        digest.update(value.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def open_latents(spec: dict, vae: torch.nn.Module, folder: Path) -> LatentSet:
+    """The latents of a data source, encoded now unless `folder` holds them from an earlier run."""
+    path = folder / f"{fingerprint(spec, vae)}.safetensors"
+    with PartialState().main_process_first():
+        if not path.exists():
+            encode_source(spec, vae, path)
+    return LatentSet(path)
+
+
+@torch.no_grad()
+def encode_source(spec: dict, vae: torch.nn.Module, path: Path) -> None:
+    """Write the file that LatentSet reads; latents are the posterior's mode, stored as float16."""
+    waiting, latents, prompts = {}, {}, {}
+
+    def encode(shape):
+        group = waiting.pop(shape)
+        name = "x".join(str(edge) for edge in shape)
+        stacks = [torch.stack([to_tensor([p])[0] for p in (s.target, *s.references)]) for s in group]
+        pictures = torch.stack(stacks).to(vae.device, vae.dtype)
+        encoded = vae.encode(pictures.flatten(0, 1)).latent_dist.mode().unflatten(0, pictures.shape[:2])
+        encoded = (encoded - vae.config.shift_factor) * vae.config.scaling_factor
+        latents.setdefault(name, []).append(encoded.half().cpu())
+        prompts.setdefault(name, []).extend(sample.prompt for sample in group)
+
+    source = open_source(spec)
+    for index in range(len(source)):
+        sample = source[index]
+        shape = (1 + len(sample.references), *sample.target.shape[:2])
+        waiting.setdefault(shape, []).append(sample)
+        if len(waiting[shape]) == ENCODE_BATCH:
+            encode(shape)
+    for shape in list(waiting):
+        encode(shape)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({name: torch.cat(parts) for name, parts in latents.items()}, partial, {"prompts": json.dumps(prompts)})
+    os.replace(partial, path)

@@ -1,0 +1,92 @@
+"""Where training samples come from. A source has a length and gives the same sample for the same index, always."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ASPECT_RATIOS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3, 9 / 16)
+
+
+class Sample(NamedTuple):
+    """`prompt`, the `target` picture and its `references`: uint8 [H, W, 3] arrays, all of one size."""
+
+    prompt: str
+    target: np.ndarray
+    references: tuple[np.ndarray, ...] = ()
+
+
+def bucket_size(width: int, height: int, resolution: int, multiple: int = 32) -> tuple[int, int]:
+    """(width, height) of the bucket nearest in aspect ratio, of about resolution² pixels (REFERENCE: 1:1 … 16:9)."""
+    ratio = min(ASPECT_RATIOS, key=lambda r: abs(np.log(r) - np.log(width / height)))
+    return tuple(max(1, round(resolution * r / multiple)) * multiple for r in (ratio**0.5, ratio**-0.5))
+
+
+class JsonLines:
+    """Pictures listed in a `metadata.jsonl`: `{"file_name": …, "text": …, "references": [file, …]}` a line.
+
+    The names are relative to the file's folder. Each picture is scaled and centre-cropped to the bucket of its aspect
+    ratio; references take the size of their target. Raises ValueError naming the line that cannot be used.
+    """
+
+    def __init__(self, path: str, resolution: int = 512):
+        self.folder, self.resolution, self.rows = Path(path).parent, resolution, []
+        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+            row = json.loads(line)
+            for name in [row.get("file_name"), *row.get("references", [])]:
+                if not name or not (self.folder / name).is_file():
+                    raise ValueError(f"{path}, line {number}: there is no picture {name!r} in {self.folder}")
+            if "text" not in row:
+                raise ValueError(f'{path}, line {number}: "text" (the prompt or instruction) is missing')
+            self.rows.append(row)
+        if not self.rows:
+            raise ValueError(f"{path} lists no picture")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self.rows[index]
+        target = Image.open(self.folder / row["file_name"])
+        size = bucket_size(*target.size, self.resolution)
+        pictures = [target, *(Image.open(self.folder / name) for name in row.get("references", []))]
+        arrays = [np.asarray(ImageOps.fit(picture.convert("RGB"), size)) for picture in pictures]
+        return Sample(row["text"], arrays[0], tuple(arrays[1:]))
+
+
+class Shapes:
+    """The shape world (SHAPES.md): `task` is text_to_image or edit, seeds from `first` on, one in three not square."""
+
+    def __init__(self, task: str, count: int, first: int = 0):
+        self.task, self.seeds = task, range(first, first + count)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> Sample:
+        from .. import shapes
+
+        seed = self.seeds[index]
+        size = shapes.SIZES[seed // 3 % len(shapes.SIZES)] if seed % 3 == 0 else (64, 64)
+        if self.task == "edit":
+            edit = shapes.sample_edit(seed, size=size)
+            return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
+        sample = shapes.sample_prompt(seed, size=size)
+        return Sample(sample.prompt, shapes.render(sample.scene))
+
+
+SOURCES = {"jsonl": JsonLines, "shapes": Shapes}
+
+
+def open_source(spec: dict) -> JsonLines | Shapes:
+    """The source that a configuration names: `{"kind": "jsonl" | "shapes", …its arguments}`."""
+    arguments = dict(spec)
+    kind = arguments.pop("kind", None)
+    if kind not in SOURCES:
+        raise ValueError(f"data source kind {kind!r} is unknown; use one of: {', '.join(SOURCES)}")
+    try:
+        return SOURCES[kind](**arguments)
+    except TypeError as error:
+        raise ValueError(f"data source {spec}: {error}") from None

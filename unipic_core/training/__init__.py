@@ -1,0 +1,1 @@
+"""Training loops: plain PyTorch through accelerate, one task per file, exact resume."""

@@ -1,0 +1,50 @@
+"""How a run is described: one dataclass, every field documented where it is declared, read from a YAML file."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The part of a run that every trainer shares."""
+
+    out: str  # folder of the run: checkpoints, metrics, curves, samples and the final weights
+    steps: int  # optimiser steps
+    batch_size: int  # samples per optimiser step, over all processes and micro-batches
+    micro_batch: int = 0  # samples per forward pass of one process; 0: all of its share at once
+    learning_rate: float = 4e-5
+    warmup: float = 0.01  # share of the steps in which the learning rate rises linearly
+    schedule: str = "cosine"  # after the warm-up: "cosine" falls to zero, "constant" stays
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    ema: float = 0.999  # decay of the averaged weights that are sampled and exported
+    precision: str = "bf16"  # "bf16" (autocast; the weights stay fp32) or "fp32"
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 200
+    sample_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for name, allowed in {"schedule": ("cosine", "constant"), "precision": ("bf16", "fp32")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def load_config(path: str | Path, kind: type):
+    """Read a YAML file into the dataclass `kind`. ValueError: an unknown or missing field, named."""
+    values = yaml.safe_load(Path(path).read_text())
+    known = {field.name: field for field in fields(kind)}
+    if unknown := set(values) - set(known):
+        raise ValueError(f"{path}: unknown setting {sorted(unknown)[0]!r}; known are: {', '.join(known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,126 @@
+"""Flow-matching training of Kontext: text-to-image and editing batches in turn (UniPic 2.0, section 3.1)."""
+
+import copy
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+from ..data.latents import open_latents
+from ..data.pictures import save_grid, to_pictures
+from ..kontext import KontextPipeline, TextEncoders, load_transformer
+from .config import LoopConfig
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig(LoopConfig):
+    """A run of `trainers.kontext`."""
+
+    model: str  # model folder to start from (diffusers layout)
+    text_to_image: list[dict]  # data sources without references; steps 0, 2, 4 …
+    edit: list[dict]  # data sources with references; steps 1, 3, 5 …; one of the two lists may be empty
+    vae: str = ""  # folder whose vae/ is used and exported in place of the model's own
+    train_text_encoders: bool = False  # for small models from scratch
+    prompt_dropout: float = 0.1  # share of the prompts replaced by a negative one, for classifier-free guidance
+    negative_prompts: tuple[str, ...] = ("",)  # what replaces them, one at random
+    timestep_mean: float = 0.0  # logit-normal density of the timesteps (Esser et al. 2024, section 3.1)
+    timestep_std: float = 1.0
+    shift: float = 3.0  # timestep shift, as in sampling: sigma = shift·u / (1 + (shift − 1)·u)
+    gradient_checkpointing: bool = False
+    latents: str = ""  # folder that keeps encoded data between runs; by default the run's own
+    export_dtype: str = "bf16"  # of the exported weights: "fp32", "fp16" or "bf16"
+
+
+class FlowTask(torch.nn.Module):
+    """Velocity regression: x_t = (1 − sigma)·x + sigma·noise, target = noise − x, mean squared error."""
+
+    def __init__(self, config: FlowConfig):
+        super().__init__()
+        if not config.text_to_image and not config.edit:
+            raise ValueError("no training data: list sources under text_to_image, under edit, or both")
+        self.config = config
+        self.transformer = load_transformer(Path(config.model) / "transformer").train()
+        self.text = TextEncoders.from_pretrained(config.model)
+        self.text.eval().requires_grad_(config.train_text_encoders)
+        self.vae = AutoencoderKL.from_pretrained(config.vae or config.model, subfolder="vae")
+        self.vae.eval().requires_grad_(False)
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(config.model, subfolder="scheduler")
+        if config.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        cache = Path(config.latents or Path(config.out) / "latents")
+        sources = [config.text_to_image, config.edit]
+        self.tasks = [[open_latents(spec, self.vae, cache) for spec in specs] for specs in sources if specs]
+
+    def draw(self, step: int, batch_size: int) -> dict[str, torch.Tensor | list]:
+        rng = np.random.default_rng([self.config.seed, step])
+        sets = self.tasks[step % len(self.tasks)]
+        latents, prompts = sets[rng.integers(len(sets))].draw(rng, batch_size)
+        dropped = rng.random(batch_size) < self.config.prompt_dropout
+        u = torch.from_numpy(rng.normal(self.config.timestep_mean, self.config.timestep_std, batch_size)).sigmoid()
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
+        return {
+            "latents": latents[:, 0],
+            "references": latents[:, 1:],
+            "noise": torch.randn(latents[:, 0].shape, generator=generator),
+            "sigma": (self.config.shift * u / (1 + (self.config.shift - 1) * u)).float(),
+            "prompts": [
+                str(rng.choice(self.config.negative_prompts)) if drop else prompt
+                for prompt, drop in zip(prompts, dropped, strict=True)
+            ],
+        }
+
+    def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.set_grad_enabled(self.config.train_text_encoders and torch.is_grad_enabled()):
+            embeddings, pooled = self.text(batch["prompts"])
+        sigma = batch["sigma"][:, None, None, None]
+        velocity = self.transformer(
+            hidden_states=(1 - sigma) * batch["latents"] + sigma * batch["noise"],
+            encoder_hidden_states=embeddings,
+            pooled_projections=pooled,
+            timestep=1000 * batch["sigma"],
+            ref_hidden_states=list(batch["references"].unbind(1)),
+        ).sample
+        loss = (velocity.float() - (batch["noise"] - batch["latents"])).square().mean()
+        return loss, {"loss_edit" if batch["references"].shape[1] else "loss_text_to_image": loss}
+
+    def sample(self, path: Path) -> None:
+        """Rows of 8: text-to-image; then references, their edits and what the edits should be."""
+        pipeline = KontextPipeline(self.transformer, self.vae, self.scheduler, self.text)
+        self.transformer.eval()
+        grid = []
+        for sets in self.tasks:
+            latents, prompts = sets[0].draw(np.random.default_rng(self.config.seed), 8)
+            pictures = [pipeline.decode(row.to(self.vae.device)) for row in latents.unbind(1)]
+            references = pictures[1:]
+            height, width = pictures[0].shape[-2:]
+            generated = pipeline(
+                prompts,
+                references or None,
+                "",
+                height=height,
+                width=width,
+                num_inference_steps=20,
+                seeds=list(range(8)),
+                output_type="pt",
+            )
+            grid += [to_pictures(2 * row - 1) for row in (*references, generated, *(pictures[:1] if references else ()))]
+        self.transformer.train()
+        save_grid(path, grid)
+
+    def export(self, folder: Path) -> None:
+        """Write a whole model folder: the trained parts in `export_dtype`, the others as they came."""
+        partial = folder.with_name(f".{folder.name}-partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(self.config.model, partial)
+        dtype = DTYPES[self.config.export_dtype]
+        parts = {"vae": self.vae, "transformer": self.transformer, **dict(self.text.named_children())}
+        for name, part in parts.items():
+            shutil.rmtree(partial / name)
+            copy.deepcopy(part).to(dtype).save_pretrained(partial / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)

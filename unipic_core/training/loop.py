@@ -1,0 +1,146 @@
+"""The training loop that all trainers share: accelerate, accumulation, EMA, checkpoints, exact resume.
+
+A step's whole batch (indices, noise, timesteps) is a function of the seed and the step alone, and every process takes
+its slice of it. So a run needs no random state in its checkpoints, and any number of processes sees the same data.
+"""
+
+import math
+from pathlib import Path
+from typing import Callable, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from .config import LoopConfig
+from .ema import EMA
+from .metrics import MetricsLog
+
+
+class Task(Protocol):
+    """What a trainer trains: a module whose forward is the loss."""
+
+    def draw(self, step: int, batch_size: int) -> dict[str, torch.Tensor | list]:
+        """The global batch of a step, on the CPU: every entry has `batch_size` rows."""
+
+    def __call__(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(mean loss, metrics) of some rows of a batch."""
+
+    def sample(self, path: Path) -> None:
+        """Write a picture that shows how far the training is."""
+
+    def export(self, folder: Path) -> None:
+        """Write what the user keeps."""
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, then the schedule; `step` counts from 0."""
+    warmup = max(1, round(config.warmup * config.steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def rows(batch: dict, start: int, stop: int, device: torch.device) -> dict:
+    """Rows start:stop of every entry; tensors are moved to the device."""
+    cut = {name: value[start:stop] for name, value in batch.items()}
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in cut.items()}
+
+
+def micro_batch_size(config: LoopConfig, processes: int) -> int:
+    share, remainder = divmod(config.batch_size, processes)
+    micro = config.micro_batch or share
+    if remainder or share % micro:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be split over {processes} processes "
+            f"in micro-batches of {micro}; make it a multiple of {processes * micro}"
+        )
+    return micro
+
+
+def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = lambda step, metrics: None) -> Path:
+    """Train `task` (an nn.Module) and return the folder of its export.
+
+    A run that was stopped goes on from its newest checkpoint: on CPU its final weights are bit-identical to those of an
+    uninterrupted run. `on_step(step, metrics)` is called after every logged step; raising in it stops the run.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
+    )
+    micro = micro_batch_size(config, accelerator.num_processes)
+    out = Path(config.out)
+    checkpoints = out / "checkpoints"
+
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=0.0, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
+    )
+    model, optimizer = accelerator.prepare(task, optimizer)
+    ema = EMA(trained, config.ema)
+    start = 0
+    if saved := list_checkpoints(checkpoints):
+        start, weights, average, state = load_checkpoint(saved[-1])
+        for name, parameter in trained.items():
+            parameter.data.copy_(weights[name])
+            ema.average[name].copy_(average[name])
+        optimizer.load_state_dict(state)
+
+    main = accelerator.is_main_process
+    if main:
+        out.mkdir(parents=True, exist_ok=True)
+        log = MetricsLog(out, start)
+
+    for step in range(start, config.steps):
+        metrics = train_step(accelerator, model, optimizer, task, config, step, micro)
+        ema.update(step)
+        done = step + 1
+        if main and (done % config.log_every == 0 or done == config.steps):
+            metrics = {name: value.item() for name, value in metrics.items()}
+            log.write(done, metrics)
+            on_step(done, metrics)
+        if main and (done % config.checkpoint_every == 0 or done == config.steps):
+            average = {name: value.contiguous() for name, value in ema.average.items()}
+            weights = {name: parameter.detach().contiguous() for name, parameter in trained.items()}
+            save_checkpoint(checkpoints, done, weights, average, optimizer.state_dict(), config.keep_checkpoints)
+            log.draw()
+        if main and (done % config.sample_every == 0 or done == config.steps):
+            with ema.applied():
+                task.sample(out / "samples" / f"step-{done:07d}.png")
+    if main:
+        with ema.applied():
+            task.export(out / "model")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return out / "model"
+
+
+def train_step(accelerator, model, optimizer, task, config: LoopConfig, step: int, micro: int) -> dict:
+    """One optimiser step over the global batch; the metrics are means over it."""
+    batch = task.draw(step, config.batch_size)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    passes = config.batch_size // (micro * world)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+
+    totals = {}
+    for index in range(passes):
+        first = (index * world + rank) * micro
+        part = rows(batch, first, first + micro, accelerator.device)
+        if index < passes - 1:
+            with accelerator.no_sync(model):
+                loss, metrics = model(part)
+                accelerator.backward(loss / passes)
+        else:
+            loss, metrics = model(part)
+            accelerator.backward(loss / passes)
+        for name, value in {"loss": loss, **metrics}.items():
+            totals[name] = totals.get(name, 0) + value.detach().float() / passes
+    totals["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    if world > 1:
+        totals = {name: accelerator.reduce(value, "mean") for name, value in totals.items()}
+    return totals

@@ -1,0 +1,49 @@
+"""Metrics of a run: JSON lines for machines, a curve picture for people."""
+
+import json
+import os
+from pathlib import Path
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object a line with its `step`; `curves.png` drawn from it."""
+
+    def __init__(self, folder: Path, step: int):
+        """Go on after `step`: lines of later steps, which a killed run had written, are dropped."""
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in self.read() if line["step"] <= step] if self.path.exists() else []
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.path)
+
+    def read(self) -> list[dict]:
+        """All complete lines (a killed run may leave half a line at the end)."""
+        text = self.path.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def draw(self) -> None:
+        """Write `curves.png`: one panel per metric; nothing before the first line."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        lines = self.read()
+        if not lines:
+            return
+        names = sorted({name for line in lines for name in line} - {"step"})
+        figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+        for name, axis in zip(names, axes[0], strict=True):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axis.plot(*zip(*points, strict=True), linewidth=1)
+            axis.set(title=name, xlabel="step")
+            axis.grid(alpha=0.3)
+        figure.tight_layout()
+        partial = self.path.with_name(".curves.png")
+        figure.savefig(partial, dpi=90)
+        pyplot.close(figure)
+        os.replace(partial, self.path.with_name("curves.png"))

@@ -1,0 +1,99 @@
+"""Training the autoencoder of a small model from scratch: reconstruction plus a weak pull to the unit Gaussian."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from ..data.pictures import save_grid, to_pictures, to_tensor
+from ..data.sources import open_source
+from .config import LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(LoopConfig):
+    """A run of `trainers.vae`."""
+
+    model: str  # model folder whose vae/ is trained
+    data: list[dict]  # data sources; targets and references are all pictures to rebuild
+    kl_weight: float = 1e-3  # weight of the KL divergence, a mean over latent elements
+    decoder_only: bool = False  # keep the encoder, and so the latents that other models were trained on
+    crop: int = 0  # train on random squares of this edge, a multiple of 8; 0: whole pictures
+
+
+class VaeTask(torch.nn.Module):
+    """Rebuild pictures through 16 latent channels of stride 8; loss = L1 + MSE + weight·KL."""
+
+    def __init__(self, config: VaeConfig):
+        super().__init__()
+        self.config = config
+        self.vae = AutoencoderKL.from_pretrained(config.model, subfolder="vae")
+        self.vae.encoder.requires_grad_(not config.decoder_only)
+        self.sources = [open_source(spec) for spec in config.data]
+
+    def pictures(self, rng: np.random.Generator, count: int) -> list[np.ndarray]:
+        """`count` pictures of one size."""
+        found = {}
+        while True:
+            source = self.sources[rng.integers(len(self.sources))]
+            sample = source[int(rng.integers(len(source)))]
+            group = found.setdefault(sample.target.shape, [])
+            group += [sample.target, *sample.references]
+            if len(group) >= count:
+                return group[:count]
+
+    def draw(self, step: int, batch_size: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.config.seed, step])
+        pictures = to_tensor(self.pictures(rng, batch_size))
+        if self.config.crop:
+            pictures = random_crops(rng, pictures, self.config.crop)
+        height, width = (edge // 8 for edge in pictures.shape[-2:])
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
+        return {"pictures": pictures, "noise": torch.randn(batch_size, 16, height, width, generator=generator)}
+
+    def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        pictures = batch["pictures"].contiguous(memory_format=torch.channels_last)
+        posterior = self.vae.encode(pictures).latent_dist
+        rebuilt = self.vae.decode(posterior.mean + posterior.std * batch["noise"]).sample
+        error = rebuilt.float() - pictures
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        loss = error.abs().mean() + error.square().mean() + self.config.kl_weight * kl
+        return loss, {"mse": error.square().mean(), "kl": kl}
+
+    def sample(self, path: Path) -> None:
+        with torch.no_grad():
+            pictures = to_tensor(self.pictures(np.random.default_rng(self.config.seed), 8)).to(self.vae.device)
+            rebuilt = self.vae.decode(self.vae.encode(pictures).latent_dist.mode()).sample
+        save_grid(path, [to_pictures(pictures), to_pictures(rebuilt)])
+
+    def export(self, folder: Path) -> None:
+        """Write vae/ with unit-variance latents under SD3's fixed scaling factor, as ComfyUI and the release expect."""
+        if not self.config.decoder_only:
+            pictures = to_tensor(self.pictures(np.random.default_rng(self.config.seed), 512)).to(self.vae.device)
+            scale_latents(self.vae, pictures)
+        self.vae.save_pretrained(folder / "vae")
+
+
+def random_crops(rng: np.random.Generator, pictures: torch.Tensor, edge: int) -> torch.Tensor:
+    """A random square [3, edge, edge] of each picture."""
+    height, width = pictures.shape[-2:]
+    corners = zip(
+        rng.integers(height - edge + 1, size=len(pictures)), rng.integers(width - edge + 1, size=len(pictures)), strict=True
+    )
+    return torch.stack([picture[:, y : y + edge, x : x + edge] for picture, (y, x) in zip(pictures, corners, strict=True)])
+
+
+@torch.no_grad()
+def scale_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
+    """Scale each latent channel to deviation 1/scaling_factor in the encoder and back in the decoder: the rebuilt
+    pictures stay what they are."""
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(32)])
+    scale = 1 / (latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor)
+    mean, logvar = vae.encoder.conv_out.weight.chunk(2)
+    mean.mul_(scale[:, None, None, None])
+    mean_bias, logvar_bias = vae.encoder.conv_out.bias.chunk(2)
+    mean_bias.mul_(scale)
+    logvar_bias.add_(2 * scale.log())
+    vae.decoder.conv_in.weight.div_(scale[None, :, None, None])
