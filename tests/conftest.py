@@ -1,0 +1,27 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "scripts"))
+
+import environment  # noqa: E402
+from comfy_server import ComfyServer  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """The ComfyUI that hosts the pack: COMFYUI_PATH, or the one that scripts/test.py installs."""
+    path = Path(os.environ.get("COMFYUI_PATH") or environment.packaged_host())
+    assert (path / "main.py").is_file(), f"no ComfyUI in {path}; run the tests with: python scripts/test.py"
+    return path
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfyui_path, tmp_path_factory):
+    """A running server with this repository linked as the pack `unipic`, and the test-only pack `probe`."""
+    packs = {"unipic": ROOT, "probe": ROOT / "tests" / "server" / "probe"}
+    with ComfyServer(comfyui_path, tmp_path_factory.mktemp("comfyui"), packs) as server:
+        yield server

@@ -1,0 +1,53 @@
+"""Short graphs for the server tests, and how to read what they give."""
+
+from safetensors.torch import load_file
+from torch import Tensor
+from workflow_graph import Graph, Node, Output
+
+DEMO = "demo/kontext"
+STEPS = 2
+PROMPT = "a photo of a red circle and a blue square"
+
+
+class Sketch(Graph):
+    def load(self, **choices) -> Node:
+        return self.node("UniPicKontextLoader", **{"folder": DEMO, **choices})
+
+    def encode(self, models: Node, prompt: str = PROMPT, **inputs) -> Node:
+        sizes = {"image_size": 64, "width": 64, "height": 64}
+        inputs = {"clip": models["CLIP"], "vae": models["VAE"], "prompt": prompt, **sizes, **inputs}
+        return self.node("UniPicKontextConditioning", **inputs)
+
+    def sample(self, model: Output, encoded: Node, **settings) -> Node:
+        """Samples and saves the latent; `settings` replace KSampler's."""
+        inputs = {"positive": encoded["positive"], "negative": encoded["negative"], "latent_image": encoded["latent"]}
+        defaults = {"seed": 1, "steps": STEPS, "cfg": 3.5, "sampler_name": "euler", "scheduler": "simple"}
+        sampled = self.node("KSampler", model=model, **{**inputs, **defaults, **settings})
+        self.node("SaveLatent", samples=sampled["LATENT"])
+        return sampled
+
+    def picture(self, sampled: Node, models: Node) -> None:
+        decoded = self.node("VAEDecode", samples=sampled["LATENT"], vae=models["VAE"])
+        self.node("SaveImage", images=decoded["IMAGE"])
+
+    def reference(self, name: str) -> Output:
+        return self.node("LoadImage", image=name)["IMAGE"]
+
+
+def finished(server, sketch: Graph):
+    """Runs a graph that must succeed."""
+    run = server.run(sketch.api())
+    assert not run.error, run.error
+    return run
+
+
+def latents(server, sketch: Graph) -> list[Tensor]:
+    """Runs a graph and gives what its SaveLatent nodes saved: [B, 16, H/8, W/8] each."""
+    outputs = finished(server, sketch).outputs
+    files = [outputs[node]["latents"][0] for node in sorted(outputs, key=int) if "latents" in outputs[node]]
+    return [load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"] for file in files]
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Relative L2 distance of two latents."""
+    return float((a - b).norm() / b.norm())

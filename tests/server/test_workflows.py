@@ -1,0 +1,23 @@
+import json
+from pathlib import Path
+
+import build_workflows
+import pytest
+
+pytestmark = pytest.mark.server
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+
+
+def test_committed_workflows_are_what_their_definitions_give(object_info):
+    graphs = build_workflows.build(object_info)
+    assert sorted(graphs) == sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    for name, graph in graphs.items():
+        assert json.loads((WORKFLOWS / f"{name}.json").read_text()) == graph.ui(), name
+        assert json.loads((WORKFLOWS / "api" / f"{name}.json").read_text()) == graph.api(), name
+
+
+def test_every_node_of_ours_is_used_in_a_workflow(object_info):
+    used = set()
+    for file in (WORKFLOWS / "api").glob("*.json"):
+        used |= {node["class_type"] for node in json.loads(file.read_text()).values()}
+    assert {kind for kind in object_info if kind.startswith("UniPic")} <= used
