@@ -1,4 +1,4 @@
-"""accelerate launch -m trainers.kontext --config RUN.yaml: flow-matching training of Kontext, generation and editing."""
+"""accelerate launch -m trainers.kontext --config RUN.yaml: flow-matching training of Kontext, both tasks."""
 
 from trainers.launch import main
 from unipic_core.training.flow import FlowConfig, FlowTask

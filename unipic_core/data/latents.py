@@ -18,8 +18,9 @@ ENCODE_BATCH = 32
 
 
 class LatentSet:
-    """The samples of one data source. A bucket holds all samples of one latent size and number of references:
-    latents [N, 1 + references, C, h, w], the target first, already shifted and scaled for the transformer, and N prompts.
+    """The samples of one data source in buckets, one for each latent size and number of references.
+
+    A bucket has N prompts and latents [N, 1 + references, C, h, w]: the target first, scaled for the transformer.
     """
 
     def __init__(self, path: Path):

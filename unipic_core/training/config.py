@@ -3,7 +3,10 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
 import yaml
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class LoopConfig:
     max_grad_norm: float = 1.0
     ema: float = 0.999  # decay of the averaged weights that are sampled and exported
     precision: str = "bf16"  # "bf16" (autocast; the weights stay fp32) or "fp32"
+    export_dtype: str = "bf16"  # of the exported weights: "fp32", "fp16" or "bf16"
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
@@ -30,7 +34,8 @@ class LoopConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self):
-        for name, allowed in {"schedule": ("cosine", "constant"), "precision": ("bf16", "fp32")}.items():
+        choices = {"schedule": ("cosine", "constant"), "precision": ("bf16", "fp32"), "export_dtype": tuple(DTYPES)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every", "keep_checkpoints"):

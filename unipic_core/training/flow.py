@@ -12,9 +12,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from ..data.latents import open_latents
 from ..data.pictures import save_grid, to_pictures
 from ..kontext import KontextPipeline, TextEncoders, load_transformer
-from .config import LoopConfig
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from .config import DTYPES, LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,6 @@ class FlowConfig(LoopConfig):
     shift: float = 3.0  # timestep shift, as in sampling: sigma = shift·u / (1 + (shift − 1)·u)
     gradient_checkpointing: bool = False
     latents: str = ""  # folder that keeps encoded data between runs; by default the run's own
-    export_dtype: str = "bf16"  # of the exported weights: "fp32", "fp16" or "bf16"
 
 
 class FlowTask(torch.nn.Module):
@@ -108,7 +105,9 @@ class FlowTask(torch.nn.Module):
                 seeds=list(range(8)),
                 output_type="pt",
             )
-            grid += [to_pictures(2 * row - 1) for row in (*references, generated, *(pictures[:1] if references else ()))]
+            grid += [
+                to_pictures(2 * row - 1) for row in (*references, generated, *(pictures[:1] if references else ()))
+            ]
         self.transformer.train()
         save_grid(path, grid)
 

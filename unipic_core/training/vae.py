@@ -1,5 +1,6 @@
 """Training the autoencoder of a small model from scratch: reconstruction plus a weak pull to the unit Gaussian."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKL
 
 from ..data.pictures import save_grid, to_pictures, to_tensor
 from ..data.sources import open_source
-from .config import LoopConfig
+from .config import DTYPES, LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +74,14 @@ class VaeTask(torch.nn.Module):
         if not self.config.decoder_only:
             pictures = to_tensor(self.pictures(np.random.default_rng(self.config.seed), 512)).to(self.vae.device)
             scale_latents(self.vae, pictures)
-        self.vae.save_pretrained(folder / "vae")
+        copy.deepcopy(self.vae).to(DTYPES[self.config.export_dtype]).save_pretrained(folder / "vae")
 
 
 def random_crops(rng: np.random.Generator, pictures: torch.Tensor, edge: int) -> torch.Tensor:
     """A random square [3, edge, edge] of each picture."""
-    height, width = pictures.shape[-2:]
-    corners = zip(
-        rng.integers(height - edge + 1, size=len(pictures)), rng.integers(width - edge + 1, size=len(pictures)), strict=True
-    )
-    return torch.stack([picture[:, y : y + edge, x : x + edge] for picture, (y, x) in zip(pictures, corners, strict=True)])
+    limits = [size - edge + 1 for size in pictures.shape[-2:]]
+    corners = rng.integers(limits, size=(len(pictures), 2))
+    return torch.stack([p[:, y : y + edge, x : x + edge] for p, (y, x) in zip(pictures, corners, strict=True)])
 
 
 @torch.no_grad()

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from unipic_core.data.pictures import to_tensor
+from unipic_core.training.loop import run
+from unipic_core.training.vae import VaeConfig, VaeTask, random_crops, scale_latents
+
+
+@pytest.fixture
+def config(scratch_folder, tmp_path):
+    return VaeConfig(
+        out=str(tmp_path / "run"),
+        model=str(scratch_folder),
+        data=[{"kind": "shapes", "task": "edit", "count": 50}],
+        steps=25,
+        batch_size=8,
+        crop=32,
+        learning_rate=2e-3,
+        precision="fp32",
+        export_dtype="fp32",
+        log_every=5,
+        sample_every=1000,
+        checkpoint_every=1000,
+    )
+
+
+def test_training_rebuilds_better(config):
+    task = VaeTask(config)
+    pictures = to_tensor(task.pictures(np.random.default_rng(1), 8))
+
+    def loss(vae):
+        with torch.no_grad():
+            return (vae.decode(vae.encode(pictures).latent_dist.mode()).sample - pictures).square().mean().item()
+
+    before = loss(task.vae)
+    after = loss(AutoencoderKL.from_pretrained(run(task, config) / "vae"))
+    assert after < 0.8 * before
+
+
+def test_scaled_latents_rebuild_the_same_pictures(config):
+    task = VaeTask(config)
+    pictures = to_tensor(task.pictures(np.random.default_rng(1), 8))
+    with torch.no_grad():
+        before = task.vae.decode(task.vae.encode(pictures).latent_dist.mode()).sample
+        scale_latents(task.vae, pictures)
+        latents = task.vae.encode(pictures).latent_dist.mode()
+        torch.testing.assert_close(task.vae.decode(latents).sample, before, rtol=1e-4, atol=1e-4)
+    deviation = latents.std(dim=(0, 2, 3)) * task.vae.config.scaling_factor
+    torch.testing.assert_close(deviation, torch.ones(16), rtol=1e-4, atol=1e-4)
+
+
+def test_decoder_only_keeps_the_latents(config, scratch_folder):
+    config = VaeConfig(**{**vars(config), "decoder_only": True, "steps": 3})
+    trained = AutoencoderKL.from_pretrained(run(VaeTask(config), config) / "vae").state_dict()
+    before = AutoencoderKL.from_pretrained(scratch_folder / "vae").state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], trained[name])}
+    assert moved == {"decoder"}
+
+
+def test_crops_are_parts_of_their_pictures():
+    pictures = torch.arange(2 * 3 * 48 * 64).reshape(2, 3, 48, 64).float()
+    crops = random_crops(np.random.default_rng(0), pictures, 32)
+    assert crops.shape == (2, 3, 32, 32)
+    for picture, crop in zip(pictures, crops, strict=True):
+        assert (crop[0, :, 1:] - crop[0, :, :-1] == 1).all() and (crop[0, 1:] - crop[0, :-1] == 64).all()
+        assert picture[0, 0, 0] <= crop[0, 0, 0] <= picture[0, 16, 32]
