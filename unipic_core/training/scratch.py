@@ -130,7 +130,7 @@ def write_vae(folder: Path, sizes: dict) -> None:
 def write_transformer(folder: Path, sizes: dict, context: int, pooled: int) -> None:
     from ..kontext.transformer import KontextTransformer
 
-    KontextTransformer(
+    model = KontextTransformer(
         in_channels=16,
         patch_size=2,
         attention_head_dim=64,
@@ -140,7 +140,20 @@ def write_transformer(folder: Path, sizes: dict, context: int, pooled: int) -> N
         pooled_projection_dim=pooled,
         qk_norm="rms_norm",
         **{**sizes, "dual_attention_layers": tuple(sizes["dual_attention_layers"])},
-    ).save_pretrained(folder / "transformer")
+    )
+    initialize_transformer(model)
+    model.save_pretrained(folder / "transformer")
+
+
+@torch.no_grad()
+def initialize_transformer(model: torch.nn.Module) -> None:
+    """adaLN-Zero (Peebles & Xie 2023, section 3.2): every block starts as the identity, the output as zero."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
+            torch.nn.init.zeros_(module.weight)
 
 
 MODEL_INDEX = {
