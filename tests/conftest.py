@@ -1,4 +1,3 @@
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from comfy_server import ComfyServer  # noqa: E402
 @pytest.fixture(scope="session")
 def comfyui_path() -> Path:
     """The ComfyUI that hosts the pack: COMFYUI_PATH, or the one that scripts/test.py installs."""
-    path = Path(os.environ.get("COMFYUI_PATH") or environment.packaged_host())
+    path = environment.comfyui()
     assert (path / "main.py").is_file(), f"no ComfyUI in {path}; run the tests with: python scripts/test.py"
     return path
 

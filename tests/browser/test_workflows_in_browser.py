@@ -9,7 +9,7 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 READ_GRAPH = """() => window.app.graph.nodes.map(node => ({
-    id: node.id,
+    id: Number(node.id),
     type: node.type,
     known: node.type in window.LiteGraph.registered_node_types,
     values: (node.widgets ?? []).map(widget => widget.value),
@@ -28,6 +28,7 @@ def open_file(page, name: str) -> dict:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_opens_without_a_missing_node_or_widget(page, name):
+    """... and what the editor then queues is the workflow's API twin."""
     saved = open_file(page, name)
     shown = {node["id"]: node for node in page.evaluate(READ_GRAPH)}
     for node in saved["nodes"]:
@@ -36,23 +37,21 @@ def test_opens_without_a_missing_node_or_widget(page, name):
         assert there["values"][: len(node["widgets_values"])] == node["widgets_values"], node["type"]
         assert there["height"] >= there["needed"], f"{node['type']} is too small for its widgets"
     assert not page.get_by_role("dialog").is_visible()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_editor_exports_the_api_twin(page, name):
-    open_file(page, name)
     exported = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    for node in exported.values():
+        del node["_meta"]  # titles, which differ between versions of ComfyUI
     assert exported == json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
 
 
 def test_run_button_makes_the_demo_picture(page):
     open_file(page, "demo_text_to_image")
-    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_test_id("queue-button").click()
     picture = "window.app.graph.nodes.find(node => node.type === 'SaveImage').imgs?.[0]"
     page.wait_for_function(f"{picture}?.naturalWidth > 0", timeout=120_000)
-    assert page.evaluate(f"[{picture}.naturalWidth, {picture}.naturalHeight]") == [64, 64]
+    assert page.evaluate(f"[{picture}.naturalWidth, {picture}.naturalHeight]") == [384, 384]
     if folder := os.environ.get("UNIPIC_SCREENSHOTS"):
-        page.keyboard.press(".")  # fit the graph to the window
+        page.keyboard.press(".")  # fits the graph to the window
+        page.wait_for_function("window.app.canvas.ds.scale !== 1")
         page.screenshot(path=Path(folder, "demo_text_to_image.png"))
 
 

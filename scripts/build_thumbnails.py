@@ -1,0 +1,61 @@
+"""Draws workflows/*.jpg with the demo model: a picture for text to image, before and after for edits.
+
+Run inside the virtual environment, after `build_workflows.py`: `.venv/bin/python scripts/build_thumbnails.py`.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from comfy_server import ComfyServer
+from environment import comfyui
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = ROOT / "workflows"
+SIDE, GAP = 512, 16
+DRAWN = {
+    "kontext_text_to_image": "a photo of a yellow star and a purple square",
+    "demo_text_to_image": "a photo of a red circle and a blue square",
+}
+EDITED = {
+    "kontext_edit": ("a photo of a red circle", "change the background to black"),
+    "kontext_edit_two_references": ("a photo of a blue circle", "add a yellow star"),
+    "kontext_edit_lora": ("a photo of a purple star", "turn it into an outline drawing"),
+    "kontext_release_settings": ("a photo of a pink cross", "replace the cross with a circle"),
+    "kontext_single_files": ("a photo of a brown triangle", "move the triangle to the left"),
+    "demo_edit": ("a photo of a green star", "change the color of the star to blue"),
+}
+
+
+def pictures(server: ComfyServer, workflow: str, *prompts: str) -> list[Image.Image]:
+    graph = json.loads((WORKFLOWS / "api" / f"{workflow}.json").read_text())
+    conditionings = [node for node in graph.values() if node["class_type"] == "UniPicKontextConditioning"]
+    for node, prompt in zip(conditionings, prompts, strict=True):
+        node["inputs"]["prompt"] = prompt
+    run = server.run(graph)
+    if run.error:
+        raise RuntimeError(run.error["exception_message"])
+    return server.images(run)
+
+
+def side_by_side(images: list[Image.Image]) -> Image.Image:
+    thumbnail = Image.new("RGB", (SIDE, SIDE), (32, 32, 36))
+    width = (SIDE - GAP * (len(images) + 1)) // len(images)
+    for number, image in enumerate(images):
+        place = (GAP + number * (width + GAP), (SIDE - width) // 2)
+        thumbnail.paste(image.resize((width, width), Image.Resampling.NEAREST), place)
+    return thumbnail
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as base, ComfyServer(comfyui(), Path(base), {"unipic": ROOT}) as server:
+        drawn = {name: pictures(server, "demo_text_to_image", prompt) for name, prompt in DRAWN.items()}
+        edited = {name: pictures(server, "demo_edit", *prompts) for name, prompts in EDITED.items()}
+    for name, images in {**drawn, **edited}.items():
+        side_by_side(images).save(WORKFLOWS / f"{name}.jpg", quality=88)
+        print(f"wrote workflows/{name}.jpg")
+
+
+if __name__ == "__main__":
+    main()
