@@ -1,0 +1,7 @@
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    from .nodes import UniPicExtension
+
+    return UniPicExtension()
