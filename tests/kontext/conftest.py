@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-RECIPE = FIXTURES.parent.parent / "demo" / "recipes" / "kontext.json"
+DEMO = FIXTURES.parent.parent / "demo" / "kontext"
 sys.path.append(str(FIXTURES))
 
 import golden_weights  # noqa: E402
@@ -56,11 +56,9 @@ def model_folder(golden, case, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def text_folder(tmp_path_factory):
-    """A tiny model folder with random weights and everything in it, text encoders and tokenizers too."""
-    from unipic_core.training.scratch import build_folder
-
-    return build_folder(RECIPE, tmp_path_factory.mktemp("scratch") / "model")
+def text_folder():
+    """A small model folder with everything in it, text encoders and tokenizers too."""
+    return DEMO
 
 
 @pytest.fixture

@@ -97,6 +97,16 @@ def test_training_moves_what_it_should_and_writes_what_it_promises(settings, scr
     assert images[0].size == (64, 64)
 
 
+def test_a_logged_line_has_the_means_of_its_steps(settings, tmp_path):
+    each = train({**settings, "steps": 4, "out": str(tmp_path / "each")}).parent
+    both = train({**settings, "steps": 4, "out": str(tmp_path / "both"), "log_every": 4}).parent
+    lines = [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()]
+    (line,) = [json.loads(line) for line in (both / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "loss_text_to_image", "loss_edit"):
+        values = [values[name] for values in lines if name in values]
+        assert line[name] == pytest.approx(sum(values) / len(values))
+
+
 def test_frozen_text_encoders_stay(settings, scratch_folder):
     before, after = weights(scratch_folder), weights(train({**settings, "train_text_encoders": False, "steps": 2}))
     assert {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])} == {"transformer"}

@@ -101,6 +101,7 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
     if main:
         out.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(out, start)
+    recent = []
 
     # PyTorch's fused attention has a slow backward on CPUs: for short sequences a step takes a quarter longer with it.
     backends = [SDPBackend.MATH] if accelerator.device.type == "cpu" else ATTENTION_BACKENDS
@@ -109,10 +110,13 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
             metrics = train_step(accelerator, model, optimizer, task, config, step, micro)
         ema.update(step)
         done = step + 1
-        if main and (done % config.log_every == 0 or done == config.steps):
-            metrics = {name: value.item() for name, value in metrics.items()}
-            log.write(done, metrics)
-            on_step(done, metrics)
+        recent.append(metrics)
+        if done % config.log_every == 0 or done == config.steps:
+            if main:
+                means = mean_metrics(recent)
+                log.write(done, means)
+                on_step(done, means)
+            recent.clear()
         if main and (done % config.checkpoint_every == 0 or done == config.steps):
             average = {name: value.contiguous() for name, value in ema.average.items()}
             weights = {name: parameter.detach().contiguous() for name, parameter in trained.items()}
@@ -127,6 +131,12 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / "model"
+
+
+def mean_metrics(steps: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The mean of each metric over the steps that have it: tasks that take turns have metrics of their own."""
+    names = sorted({name for metrics in steps for name in metrics})
+    return {name: torch.stack([m[name] for m in steps if name in m]).mean().item() for name in names}
 
 
 def train_step(accelerator, model, optimizer, task, config: LoopConfig, step: int, micro: int) -> dict:
