@@ -5,8 +5,9 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Closed after the module: while Playwright is open, an event loop runs in this thread and asyncio.run fails."""
     executable = os.environ.get("UNIPIC_BROWSER") or environment.find_browser()
     assert executable, "no Chromium or Chrome found; run the tests with: python scripts/test.py"
     with sync_playwright() as playwright:

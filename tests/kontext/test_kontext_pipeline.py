@@ -64,7 +64,7 @@ def test_walks_the_sigmas_of_the_release(pipeline, pipeline_case, run):
 
 def test_text_to_image_equals_the_stock_pipeline(text_folder, relative_error):
     pipeline = KontextPipeline.from_pretrained(text_folder)
-    stock = StableDiffusion3Pipeline.from_pretrained(text_folder)
+    stock = StableDiffusion3Pipeline.from_pretrained(text_folder, torch_dtype=torch.float32)
     length = pipeline.text_encoders.tokenizer_3.model_max_length
     options = {
         "negative_prompt": "a circle",

@@ -20,7 +20,7 @@ def encoders(text_folder):
 
 @torch.no_grad()
 def test_embeddings_are_those_of_diffusers(text_folder, encoders):
-    stock = StableDiffusion3Pipeline.from_pretrained(text_folder, transformer=None, vae=None)
+    stock = StableDiffusion3Pipeline.from_pretrained(text_folder, transformer=None, vae=None, torch_dtype=torch.float32)
     length = encoders.tokenizer_3.model_max_length
     expected, _, expected_pooled, _ = stock.encode_prompt(
         PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=length

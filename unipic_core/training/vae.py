@@ -86,13 +86,13 @@ def random_crops(rng: np.random.Generator, pictures: torch.Tensor, edge: int) ->
 
 @torch.no_grad()
 def scale_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
-    """Scale each latent channel to deviation 1/scaling_factor in the encoder and back in the decoder: the rebuilt
-    pictures stay what they are."""
+    """Scale the latents to an overall deviation of 1/scaling_factor in the encoder and back in the decoder: the rebuilt
+    pictures stay what they are. One factor for all channels, so that those which say little stay small."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(32)])
-    scale = 1 / (latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor)
-    mean, logvar = vae.encoder.conv_out.weight.chunk(2)
-    mean.mul_(scale[:, None, None, None])
-    mean_bias, logvar_bias = vae.encoder.conv_out.bias.chunk(2)
-    mean_bias.mul_(scale)
+    scale = 1 / (latents.std() * vae.config.scaling_factor)
+    for parameter in vae.encoder.conv_out.parameters():
+        mean, _ = parameter.chunk(2)
+        mean.mul_(scale)
+    _, logvar_bias = vae.encoder.conv_out.bias.chunk(2)
     logvar_bias.add_(2 * scale.log())
-    vae.decoder.conv_in.weight.div_(scale[None, :, None, None])
+    vae.decoder.conv_in.weight.div_(scale)
