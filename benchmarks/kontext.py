@@ -11,7 +11,6 @@ COMFYUI_PATH names the ComfyUI to measure in; without it, the one that scripts/t
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import statistics
 import sys
@@ -31,7 +30,7 @@ def import_comfy():
     """ComfyUI's modules and the pack, imported as ComfyUI does it."""
     import environment
 
-    host = os.environ.get("COMFYUI_PATH") or environment.packaged_host()
+    host = environment.comfyui()
     arguments, sys.argv = sys.argv, ["main.py", *([] if torch.cuda.is_available() else ["--cpu"])]
     sys.path.insert(0, str(host))
     import comfy.options
