@@ -57,7 +57,7 @@ class JsonLines:
 
 
 class Shapes:
-    """The shape world (SHAPES.md): `task` is text_to_image or edit, seeds from `first` on, one in eight of another size than 64×64."""
+    """The shape world: `task` is text_to_image or edit, seeds from `first` on, one picture in eight not 64×64."""
 
     def __init__(self, task: str, count: int, first: int = 0):
         self.task, self.seeds = task, range(first, first + count)
@@ -69,7 +69,8 @@ class Shapes:
         from .. import shapes
 
         seed = self.seeds[index]
-        size = shapes.SIZES[1 + seed // 8 % (len(shapes.SIZES) - 1)] if seed % 8 == 0 else (64, 64)
+        others = shapes.SIZES[1:]
+        size = others[seed // 8 % len(others)] if seed % 8 == 0 else shapes.SIZES[0]
         if self.task == "edit":
             edit = shapes.sample_edit(seed, size=size)
             return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
