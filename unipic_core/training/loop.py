@@ -6,6 +6,7 @@ its slice of it. So a run needs no random state in its checkpoints, and any numb
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -17,13 +18,6 @@ from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import LoopConfig
 from .ema import EMA
 from .metrics import MetricsLog
-
-ATTENTION_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 
 
 class Task(Protocol):
@@ -103,10 +97,8 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
         log = MetricsLog(out, start)
     recent = []
 
-    # PyTorch's fused attention has a slow backward on CPUs: for short sequences a step takes a quarter longer with it.
-    backends = [SDPBackend.MATH] if accelerator.device.type == "cpu" else ATTENTION_BACKENDS
     for step in range(start, config.steps):
-        with sdpa_kernel(backends):
+        with attention_backend(accelerator.device):
             metrics = train_step(accelerator, model, optimizer, task, config, step, micro)
         ema.update(step)
         done = step + 1
@@ -131,6 +123,11 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / "model"
+
+
+def attention_backend(device: torch.device):
+    """PyTorch's choice, but not on CPUs: there the fused attention's backward is slow for short sequences."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def mean_metrics(steps: list[dict[str, torch.Tensor]]) -> dict[str, float]:
