@@ -1,0 +1,72 @@
+"""Which optimiser moves which weights, and that a stopped run goes on with it."""
+
+import copy
+
+import pytest
+import torch
+
+from unipic_core.training.config import LoopConfig
+from unipic_core.training.optimizer import make_optimizer
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    block = torch.nn.ModuleDict({"attn": torch.nn.Linear(8, 8), "norm1": torch.nn.Linear(8, 16)})
+    return torch.nn.ModuleDict({"transformer_blocks": torch.nn.ModuleList([block]), "proj_out": torch.nn.Linear(8, 4)})
+
+
+def optimizer_of(model, **settings) -> torch.optim.Optimizer:
+    config = LoopConfig(out="", steps=1, batch_size=1, weight_decay=0.0, **settings)
+    return make_optimizer(dict(model.named_parameters()), config)
+
+
+def step(optimizer, model, lr: float = 0.1) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * lr
+    for number, parameter in enumerate(model.parameters()):
+        generator = torch.Generator().manual_seed(number)
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_muon_orthogonalises_the_matrices_on_tokens_alone(model):
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    step(optimizer_of(model, optimizer="muon"), model)
+    moved = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    matrix = moved.pop("transformer_blocks.0.attn.weight")
+    singular = torch.linalg.svdvals(matrix)
+    assert singular.max() / singular.min() < 3  # Newton-Schulz with Muon's coefficients comes this near to all equal
+    assert matrix.square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.3)  # RMS that AdamW's updates have
+    for name, change in moved.items():  # AdamW's first step is the sign of the gradient
+        torch.testing.assert_close(change.abs(), torch.full_like(change, 0.1), rtol=1e-4, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_scales(model, kind):
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    scales = {"proj_out": 0.5, "transformer_blocks": 0.0}
+    step(optimizer_of(model, optimizer=kind, learning_rate_scales=scales), model)
+    for name, parameter in model.named_parameters():
+        expected = 0.05 if name.startswith("proj_out") else 0.0
+        torch.testing.assert_close((parameter - before[name]).abs(), torch.full_like(parameter, expected))
+
+
+def test_state_of_muon_goes_on(model):
+    optimizer = optimizer_of(model, optimizer="muon")
+    step(optimizer, model)
+    weights, state = {n: p.detach().clone() for n, p in model.named_parameters()}, copy.deepcopy(optimizer.state_dict())
+    step(optimizer, model)
+    after = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.load_state_dict(weights)
+    again = optimizer_of(model, optimizer="muon")
+    again.load_state_dict(state)
+    step(again, model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, after[name]), name
+
+
+def test_muon_needs_blocks():
+    with pytest.raises(ValueError, match="use adamw"):
+        optimizer_of(torch.nn.Linear(4, 4), optimizer="muon")

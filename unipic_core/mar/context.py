@@ -1,0 +1,90 @@
+"""Running the language model over prompts once, and over image tokens after them again and again."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from ..metaquery.prompts import padded, shared_length
+
+
+class Context:
+    """What the language model has read so far, for every row of a batch.
+
+    Positions count the unmasked tokens, so that it makes no difference where a row is padded.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.cache = DynamicCache()
+        self.mask = None
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def read(self, embeds: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Append tokens [B, N, width], masked by [B, N]; their hidden states after the final norm [B, N, width]."""
+        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
+        self.mask = mask if self.mask is None else torch.cat([self.mask, mask], dim=1)
+        positions = (self.mask.cumsum(dim=1) - 1)[:, -embeds.shape[1] :]
+        output = self.model(
+            inputs_embeds=embeds,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def read_and_forget(self, embeds: torch.Tensor) -> torch.Tensor:
+        """As `read`, but what comes next does not see these tokens."""
+        hidden = self.read(embeds)
+        self.cache.crop(-embeds.shape[1])
+        self.mask = self.mask[:, : -embeds.shape[1]]
+        return hidden
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows, in this order; a row may be taken several times."""
+        index = torch.tensor(rows, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.mask = self.mask[index]
+
+    def copy(self, rows: list[int]) -> "Context":
+        """Another context with these rows; this one stays as it is."""
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)
+        other.select(rows)
+        return other
+
+
+def read_prompts(
+    model: nn.Module, prompts: list[list[int]], image_token_id: int, pictures: torch.Tensor | None = None
+) -> Context:
+    """Read prompts, one row each. What all begin with, pictures included, is computed once and shared.
+
+    Args:
+        model: the language model without its output layer.
+        prompts: token ids.
+        pictures: embeddings [P, count, width] that replace the `count` image tokens of each prompt; the P pictures
+            go to the prompts in turn.
+    """
+    context = Context(model)
+    device = model.embed_tokens.weight.device
+    shared = min(shared_length(prompts), *(len(ids) - 1 for ids in prompts))
+    if shared:
+        embeds = model.embed_tokens(torch.tensor([prompts[0][:shared]], device=device))
+        if pictures is not None:
+            embeds = put_pictures(embeds, prompts[0].index(image_token_id), pictures)
+        context.read(embeds)
+        context.select([row % len(embeds) for row in range(len(prompts))])
+    rest, mask = padded([ids[shared:] for ids in prompts], device)
+    context.read(model.embed_tokens(rest), mask)
+    return context
+
+
+def put_pictures(embeds: torch.Tensor, first: int, pictures: torch.Tensor) -> torch.Tensor:
+    """Replace the embeddings [B or 1, N, width] from `first` on by pictures [1 or B, count, width]: [B, N, width]."""
+    before, after = embeds[:, :first], embeds[:, first + pictures.shape[1] :]
+    batch = max(len(embeds), len(pictures))
+    return torch.cat([part.expand(batch, -1, -1) for part in (before, pictures, after)], dim=1)
