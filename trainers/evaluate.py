@@ -1,52 +1,78 @@
-"""python -m trainers.evaluate --model FOLDER [--out FILE.json]: score a Kontext model in the shape world."""
+"""python -m trainers.evaluate --model FOLDER [--out FILE.json]: score a model in the shape world.
+
+FOLDER is a Kontext model, a Qwen2.5-VL, or a UniPic2-MetaQuery model (language model: its qwen2_5_vl/, or --qwen).
+"""
 
 import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from unipic_core.data.pictures import to_pictures, to_tensor
 from unipic_core.evaluation import shapes as evaluation
+from unipic_core.evaluation.models import answerer, kontext_generator, metaquery_generator, rebuilder
 from unipic_core.kontext import KontextPipeline
+from unipic_core.metaquery import MetaQueryEncoder
+from unipic_core.training.chat import Chat
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--out", help="JSON file for the table")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=3.5)
-    parser.add_argument("--per-group", type=int, default=50, help="prompts a task, edits a type")
-    args = parser.parse_args()
+def evaluate_kontext(args: argparse.Namespace) -> dict:
     pipeline = KontextPipeline.from_pretrained(args.model)
-
-    def generate(prompts: list[str], references: np.ndarray | None, seeds: list[int]) -> np.ndarray:
-        pictures = pipeline(
-            prompts,
-            None if references is None else to_tensor(references) / 2 + 0.5,
-            height=64,
-            width=64,
-            num_inference_steps=args.steps,
-            guidance_scale=args.cfg,
-            seeds=seeds,
-            output_type="pt",
-        )
-        return to_pictures(2 * pictures - 1)
-
-    @torch.no_grad()
-    def rebuild(pictures: np.ndarray) -> np.ndarray:
-        return to_pictures(pipeline.vae.decode(pipeline.vae.encode(to_tensor(pictures)).latent_dist.mode()).sample)
-
-    result = {
-        "model": args.model,
+    generate = kontext_generator(pipeline, num_inference_steps=args.steps, guidance_scale=args.cfg)
+    return {
         "steps": args.steps,
         "cfg": args.cfg,
         "text_to_image": evaluation.text_to_image(generate, args.per_group),
         "edit": evaluation.edit(generate, args.per_group),
-        "reconstruction": evaluation.reconstruction(rebuild, args.per_group),
+        "reconstruction": evaluation.reconstruction(rebuilder(pipeline.vae), args.per_group),
     }
+
+
+def evaluate_metaquery(args: argparse.Namespace) -> dict:
+    qwen = args.qwen or Path(args.model) / "qwen2_5_vl"
+    if not Path(qwen).is_dir():
+        raise SystemExit(f"There is no {qwen}; name the Qwen2.5-VL folder of this MetaQuery model with --qwen.")
+    encoder = MetaQueryEncoder.from_pretrained(Path(args.model) / "conditioner", qwen)
+    kontext = KontextPipeline.from_pretrained(args.model)
+    options = {"num_inference_steps": args.steps, "guidance_scale": args.cfg}
+    generate = metaquery_generator(encoder, kontext, tuple(args.reference_to), **options)
+    return {
+        "qwen": str(qwen),
+        "steps": args.steps,
+        "cfg": args.cfg,
+        "reference_to": args.reference_to,
+        "text_to_image": evaluation.text_to_image(generate, args.per_group),
+        "edit": evaluation.edit(generate, args.per_group),
+        "understanding": evaluation.understanding(answerer(Chat.from_pretrained(qwen)), args.per_group),
+    }
+
+
+def evaluate_qwen(args: argparse.Namespace) -> dict:
+    chat = Chat.from_pretrained(args.model)
+    return {"understanding": evaluation.understanding(answerer(chat), args.per_group)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--qwen", help="Qwen2.5-VL folder of a MetaQuery model, if not in it")
+    parser.add_argument("--out", help="JSON file for the table")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=3.5)
+    parser.add_argument("--per-group", type=int, default=50, help="prompts a task, edits a type, questions a kind")
+    parser.add_argument(
+        "--reference-to",
+        nargs="+",
+        choices=("vlm", "transformer"),
+        default=["vlm", "transformer"],
+        help="which parts of a MetaQuery model see the picture to edit",
+    )
+    args = parser.parse_args()
+    if (Path(args.model) / "conditioner").is_dir():
+        result = evaluate_metaquery(args)
+    elif (Path(args.model) / "config.json").is_file():
+        result = evaluate_qwen(args)
+    else:
+        result = evaluate_kontext(args)
+    result = {"model": args.model, **result}
     print(json.dumps(result, indent=1))
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")

@@ -3,6 +3,8 @@
 import argparse
 import time
 
+from accelerate import PartialState
+
 from unipic_core.training.config import load_config
 from unipic_core.training.loop import run
 
@@ -17,4 +19,6 @@ def main(config_type: type, task_type: type) -> None:
         values = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"step {step}/{config.steps} {time.monotonic() - started:.0f}s {values}", flush=True)
 
-    print(f"wrote {run(task_type(config), config, report)}")
+    folder = run(task_type(config), config, report)
+    if PartialState().is_main_process:
+        print(f"wrote {folder}")

@@ -1,8 +1,11 @@
 """python -m trainers.scratch --recipe RECIPE.json --out FOLDER: a fresh model folder to train from scratch."""
 
 import argparse
+import json
+from pathlib import Path
 
 from unipic_core.training.scratch import build_folder
+from unipic_core.training.scratch_qwen import build_metaquery
 
 
 def main() -> None:
@@ -10,7 +13,9 @@ def main() -> None:
     parser.add_argument("--recipe", required=True, help="JSON file with the model's sizes and words")
     parser.add_argument("--out", required=True, help="folder to create; must not exist")
     args = parser.parse_args()
-    print(f"wrote {build_folder(args.recipe, args.out)}")
+    recipe = json.loads(Path(args.recipe).read_text())
+    build = build_metaquery if "qwen" in recipe else build_folder
+    print(f"wrote {build(recipe, args.out)}")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -5,8 +6,11 @@ import pytest
 import torch
 
 from unipic_core.training.scratch import build_folder
+from unipic_core.training.scratch_qwen import build_metaquery
 
-RECIPE = json.loads((Path(__file__).parents[2] / "demo/recipes/kontext.json").read_text())
+RECIPES = Path(__file__).parents[2] / "demo/recipes"
+RECIPE = json.loads((RECIPES / "kontext.json").read_text())
+METAQUERY_RECIPE = json.loads((RECIPES / "metaquery.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +27,13 @@ def scratch_folder(tmp_path_factory) -> Path:
     """A tiny model folder with random weights: the demo's recipe with a narrower transformer."""
     recipe = {**RECIPE, "transformer": {**RECIPE["transformer"], "num_layers": 1, "dual_attention_layers": [0]}}
     return build_folder(recipe, tmp_path_factory.mktemp("scratch") / "model")
+
+
+@pytest.fixture(scope="session")
+def metaquery_folder(tmp_path_factory) -> Path:
+    """The demo's Qwen2.5-VL and conditioner with random weights and fewer layers."""
+    recipe = copy.deepcopy(METAQUERY_RECIPE)
+    recipe["qwen"]["text"]["num_hidden_layers"] = 2
+    recipe["qwen"]["vision"] |= {"depth": 1, "fullatt_block_indexes": [0]}
+    recipe["conditioner"]["connector_config"]["num_hidden_layers"] = 1
+    return build_metaquery(recipe, tmp_path_factory.mktemp("metaquery") / "scratch")

@@ -1,23 +1,17 @@
 """The Kontext trainer, run as its user runs it: a config file and a child process."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from training_runs import assert_same, finish, kill_after, launch, weights
 
 from unipic_core.kontext import KontextPipeline
 from unipic_core.training.config import load_config
 from unipic_core.training.flow import FlowConfig, FlowTask
 from unipic_core.training.loop import learning_rate, run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -45,38 +39,9 @@ def settings(scratch_folder, tmp_path, latents) -> dict:
     }
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    parts = sorted(folder.rglob("*.safetensors"))
-    assert {part.parent.name for part in parts} >= {"transformer", "vae", "text_encoder", "text_encoder_3"}
-    return {f"{part.parent.name}/{name}": value for part in parts for name, value in load_file(part).items()}
-
-
 def train(settings: dict) -> Path:
     config = FlowConfig(**settings)
     return run(FlowTask(config), config)
-
-
-def assert_same(first: Path, second: Path) -> None:
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not different
-
-
-def launch(settings: dict, processes: int = 1) -> subprocess.Popen:
-    path = Path(settings["out"]).with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(settings))
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "trainers.kontext", "--config", str(path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def test_training_moves_what_it_should_and_writes_what_it_promises(settings, scratch_folder):
@@ -112,27 +77,41 @@ def test_frozen_text_encoders_stay(settings, scratch_folder):
     assert {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])} == {"transformer"}
 
 
+def test_scale_of_nothing_keeps_what_it_names(settings, scratch_folder):
+    before, after = weights(scratch_folder), weights(train({**settings, "learning_rate_scales": {"text.": 0.0}}))
+    assert {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])} == {"transformer"}
+
+
+def test_turns(settings):
+    folder = train({**settings, "turns": [2, 1]})
+    lines = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss_edit" in line] == [3, 6]
+
+
+def test_transformer_of_another_folder(settings, scratch_folder, tmp_path):
+    other = train({**settings, "steps": 2})
+    settings |= {"transformer": str(other), "out": str(tmp_path / "second"), "steps": 1, "learning_rate": 0.0}
+    second = weights(train(settings))
+    for name, value in weights(other).items():
+        source = value if name.startswith("transformer/") else weights(scratch_folder)[name]
+        assert torch.equal(second[name], source), name
+
+
+def test_compiled_run_computes_the_same(settings, tmp_path):
+    settings |= {"steps": 2, "text_to_image": [], "eps": 1e-3}
+    plain, compiled = train(settings), train({**settings, "compile": True, "out": str(tmp_path / "compiled")})
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_killed_run_resumes_to_the_same_bits(settings, tmp_path):
     """kill -9 in the middle of the run, more than once, then go on: bit-identical to an uninterrupted run."""
     settings["steps"], settings["checkpoint_every"] = 12, 3
     child = {**settings, "out": str(tmp_path / "killed")}
     for after in (4, 8):
-        process = launch(child)
-        for line in process.stdout:
-            if line.startswith(f"step {after}/"):
-                break
-        else:
-            pytest.fail("the child ended before it could be killed")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    process = launch(child)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "step 1/" not in output
-
-    uninterrupted = launch({**settings, "out": str(tmp_path / "whole")})
-    output, _ = uninterrupted.communicate(timeout=300)
-    assert uninterrupted.returncode == 0, output
+        kill_after(after, launch("kontext", child))
+    assert "step 1/" not in finish(launch("kontext", child))
+    finish(launch("kontext", {**settings, "out": str(tmp_path / "whole")}))
     assert_same(tmp_path / "killed/model", tmp_path / "whole/model")
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("killed", "whole")]
     assert metrics[0] == metrics[1]
@@ -165,9 +144,7 @@ def test_accumulation_and_processes_do_not_change_the_update(settings, tmp_path)
     settings |= {"steps": 2, "eps": 1e-3}
     whole = weights(train({**settings, "out": str(tmp_path / "whole")}))
     halves = weights(train({**settings, "out": str(tmp_path / "halves"), "micro_batch": 2}))
-    process = launch({**settings, "out": str(tmp_path / "two")}, processes=2)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    finish(launch("kontext", {**settings, "out": str(tmp_path / "two")}, processes=2))
     two = weights(tmp_path / "two/model")
     for name, value in whole.items():
         torch.testing.assert_close(halves[name], value, rtol=1e-4, atol=1e-6)
@@ -206,7 +183,7 @@ def test_schedule_warms_up_and_falls_to_zero(settings):
     "change, message",
     [
         ({"stepz": 3}, "unknown setting 'stepz'"),
-        ({"precision": "fp8"}, "precision is 'fp8'; use one of: bf16, fp32"),
+        ({"precision": "fp8"}, "precision is 'fp8'; use one of: fp32, fp16, bf16"),
         ({"steps": 0}, "steps is 0; it must be at least 1"),
     ],
 )
@@ -236,7 +213,5 @@ def test_no_data_says_so(settings):
 
 
 def test_bf16_and_checkpointing_run(settings):
-    process = launch({**settings, "precision": "bf16", "gradient_checkpointing": True, "steps": 2})
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    finish(launch("kontext", {**settings, "precision": "bf16", "gradient_checkpointing": True, "steps": 2}))
     assert (Path(settings["out"]) / "model/transformer").is_dir()

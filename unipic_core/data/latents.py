@@ -32,9 +32,16 @@ class LatentSet:
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
         """`count` rows of one bucket, chosen with replacement: latents [count, 1 + references, C, h, w] and prompts."""
-        latents, prompts = self.buckets[rng.choice(len(self.buckets), p=self.shares)]
-        picked = rng.integers(len(prompts), size=count)
-        return torch.stack([latents[int(row)] for row in picked]).float(), [prompts[row] for row in picked]
+        return self.read(*self.pick(rng, count))
+
+    def pick(self, rng: np.random.Generator, count: int) -> tuple[int, np.ndarray]:
+        """A bucket's number and `count` of its rows, chosen with replacement."""
+        bucket = int(rng.choice(len(self.buckets), p=self.shares))
+        return bucket, rng.integers(len(self.buckets[bucket][1]), size=count)
+
+    def read(self, bucket: int, rows: np.ndarray) -> tuple[torch.Tensor, list[str]]:
+        latents, prompts = self.buckets[bucket]
+        return torch.stack([latents[int(row)] for row in rows]).float(), [prompts[row] for row in rows]
 
 
 def fingerprint(spec: dict, vae: torch.nn.Module) -> str:
@@ -48,7 +55,7 @@ def fingerprint(spec: dict, vae: torch.nn.Module) -> str:
 def open_latents(spec: dict, vae: torch.nn.Module, folder: Path) -> LatentSet:
     """The latents of a data source, encoded now unless `folder` holds them from an earlier run."""
     path = folder / f"{fingerprint(spec, vae)}.safetensors"
-    with PartialState().main_process_first():
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if not path.exists():
             encode_source(spec, vae, path)
     return LatentSet(path)

@@ -1,7 +1,8 @@
-"""How well a model follows prompts and edits in the shape world: SHAPES.md's evaluation sets and scores.
+"""How well a model draws, edits and understands in the shape world: SHAPES.md's evaluation sets and scores.
 
-A model is a function `generate(prompts, references, seeds) -> uint8 [B, 64, 64, 3]`; `references` is None for
-text-to-image, else the uint8 [B, 64, 64, 3] pictures to edit.
+A model that draws is a function `generate(prompts, references, seeds) -> uint8 [B, 64, 64, 3]`; `references` is None
+for text-to-image, else the uint8 [B, 64, 64, 3] pictures to edit. A model that understands is a function
+`answer(pictures, questions) -> answers` of uint8 [B, 64, 64, 3] pictures.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ import numpy as np
 from .. import shapes
 
 Generate = Callable[[list[str], np.ndarray | None, list[int]], np.ndarray]
+Answer = Callable[[np.ndarray, list[str]], list[str]]
 
 
 def text_to_image(generate: Generate, per_task: int = 50, images: int = 4, batch: int = 100) -> dict:
@@ -34,6 +36,16 @@ def edit(generate: Generate, per_kind: int = 50, batch: int = 50) -> dict:
         pictures = generate([sample.instruction for sample in part], sources, list(range(len(part))))
         for sample, picture in zip(part, pictures, strict=True):
             scored.append((sample.kind, shapes.score_edit(picture, sample.metadata)["score"]))
+    return table(scored)
+
+
+def understanding(answer: Answer, per_kind: int = 50, batch: int = 50) -> dict:
+    """Share of right answers for each kind of question, and their unweighted mean."""
+    scored = []
+    for part in split(shapes.evaluation_questions(per_kind), batch):
+        pictures = np.stack([shapes.render(sample.scene) for sample in part])
+        answers = answer(pictures, [sample.question for sample in part])
+        scored += [(s.kind, shapes.score_answer(s, text)) for s, text in zip(part, answers, strict=True)]
     return table(scored)
 
 

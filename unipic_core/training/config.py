@@ -1,6 +1,6 @@
 """How a run is described: one dataclass, every field documented where it is declared, read from a YAML file."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -23,9 +23,13 @@ class LoopConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05
+    optimizer: str = (
+        "adamw"  # or "adamw8bit", a quarter of its memory (bitsandbytes), or "muon", for transformer blocks
+    )
+    learning_rate_scales: dict[str, float] = field(default_factory=dict)  # start of a parameter's name → factor
     max_grad_norm: float = 1.0
     ema: float = 0.999  # decay of the averaged weights that are sampled and exported
-    precision: str = "bf16"  # "bf16" (autocast; the weights stay fp32) or "fp32"
+    precision: str = "bf16"  # "bf16", "fp16" (GPUs only) or "fp32"; lower ones by autocast, trained weights stay fp32
     export_dtype: str = "bf16"  # of the exported weights: "fp32", "fp16" or "bf16"
     seed: int = 0
     log_every: int = 10
@@ -34,7 +38,12 @@ class LoopConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self):
-        choices = {"schedule": ("cosine", "constant"), "precision": ("bf16", "fp32"), "export_dtype": tuple(DTYPES)}
+        choices = {
+            "schedule": ("cosine", "constant"),
+            "optimizer": ("adamw", "adamw8bit", "muon"),
+            "precision": tuple(DTYPES),
+            "export_dtype": tuple(DTYPES),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
@@ -46,7 +55,7 @@ class LoopConfig:
 def load_config(path: str | Path, kind: type):
     """Read a YAML file into the dataclass `kind`. ValueError: an unknown or missing field, named."""
     values = yaml.safe_load(Path(path).read_text())
-    known = {field.name: field for field in fields(kind)}
+    known = {entry.name: entry for entry in fields(kind)}
     if unknown := set(values) - set(known):
         raise ValueError(f"{path}: unknown setting {sorted(unknown)[0]!r}; known are: {', '.join(known)}")
     try:

@@ -18,6 +18,7 @@ from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import LoopConfig
 from .ema import EMA
 from .metrics import MetricsLog
+from .optimizer import make_optimizer
 
 
 class Task(Protocol):
@@ -29,8 +30,8 @@ class Task(Protocol):
     def __call__(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(mean loss, metrics) of some rows of a batch."""
 
-    def sample(self, path: Path) -> None:
-        """Write a picture that shows how far the training is."""
+    def sample(self, path: Path) -> dict[str, float] | None:
+        """Write a picture that shows how far the training is; returns metrics, if it has any."""
 
     def export(self, folder: Path) -> None:
         """Write what the user keeps."""
@@ -69,26 +70,32 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
 
     A run that was stopped goes on from its newest checkpoint: on CPU its final weights are bit-identical to those of an
     uninterrupted run. `on_step(step, metrics)` is called after every logged step; raising in it stops the run.
+    A task that is not a loss over a batch has `iterate(accelerator, optimizer, step, micro) -> metrics` for a step, and
+    `carried()` for parameters that change in it without a gradient.
     """
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision fp16 needs a GPU; use bf16 or fp32")
     accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
+        mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=not torch.cuda.is_available()
     )
     micro = micro_batch_size(config, accelerator.num_processes)
     out = Path(config.out)
     checkpoints = out / "checkpoints"
 
     trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=0.0, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
-    )
+    kept = {**trained, **getattr(task, "carried", dict)()}
+    optimizer = make_optimizer(trained, config)
     model, optimizer = accelerator.prepare(task, optimizer)
     ema = EMA(trained, config.ema)
     start = 0
     if saved := list_checkpoints(checkpoints):
         start, weights, average, state = load_checkpoint(saved[-1])
-        for name, parameter in trained.items():
+        if {name: value.shape for name, value in weights.items()} != {name: p.shape for name, p in kept.items()}:
+            raise ValueError(f"{saved[-1]} is of another model than this run's; give the run another folder (out)")
+        for name, parameter in kept.items():
             parameter.data.copy_(weights[name])
-            ema.average[name].copy_(average[name])
+        for name, value in ema.average.items():
+            value.copy_(average[name])
         optimizer.load_state_dict(state)
 
     main = accelerator.is_main_process
@@ -99,7 +106,10 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
 
     for step in range(start, config.steps):
         with attention_backend(accelerator.device):
-            metrics = train_step(accelerator, model, optimizer, task, config, step, micro)
+            if hasattr(task, "iterate"):
+                metrics = task.iterate(accelerator, optimizer, step, micro)
+            else:
+                metrics = train_step(accelerator, model, optimizer, task, config, step, micro)
         ema.update(step)
         done = step + 1
         recent.append(metrics)
@@ -111,12 +121,15 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
             recent.clear()
         if main and (done % config.checkpoint_every == 0 or done == config.steps):
             average = {name: value.contiguous() for name, value in ema.average.items()}
-            weights = {name: parameter.detach().contiguous() for name, parameter in trained.items()}
+            weights = {name: parameter.detach().contiguous() for name, parameter in kept.items()}
             save_checkpoint(checkpoints, done, weights, average, optimizer.state_dict(), config.keep_checkpoints)
             log.draw()
         if main and (done % config.sample_every == 0 or done == config.steps):
-            with ema.applied():
-                task.sample(out / "samples" / f"step-{done:07d}.png")
+            with ema.applied(), attention_backend(accelerator.device), torch.compiler.set_stance("force_eager"):
+                validation = task.sample(out / "samples" / f"step-{done:07d}.png")
+            if validation:
+                log.write(done, validation)
+                on_step(done, validation)
     if main:
         with ema.applied():
             task.export(out / "model")
@@ -142,7 +155,7 @@ def train_step(accelerator, model, optimizer, task, config: LoopConfig, step: in
     world, rank = accelerator.num_processes, accelerator.process_index
     passes = config.batch_size // (micro * world)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+        group["lr"] = group["scale"] * learning_rate(config, step)
 
     totals = {}
     for index in range(passes):

@@ -36,8 +36,12 @@ class MetricsLog:
         if not lines:
             return
         names = sorted({name for line in lines for name in line} - {"step"})
-        figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
-        for name, axis in zip(names, axes[0], strict=True):
+        columns = min(len(names), 5)
+        rows = -(-len(names) // columns)
+        figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False)
+        for axis in axes.flat[len(names) :]:
+            axis.remove()
+        for name, axis in zip(names, axes.flat, strict=False):
             points = [(line["step"], line[name]) for line in lines if name in line]
             axis.plot(*zip(*points, strict=True), linewidth=1)
             axis.set(title=name, xlabel="step")

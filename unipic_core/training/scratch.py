@@ -7,6 +7,8 @@ reads the release reads it too. The tokenizers know the recipe's words as one to
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +20,22 @@ CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 def write_json(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def fresh_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` when all went well. FileExistsError: there is an `out` already."""
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; a fresh model is never written over another one")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def train_clip_bpe(words: list[str]) -> tuple[dict[str, int], list[str]]:
@@ -87,7 +105,10 @@ def write_clip(folder: Path, index: str, recipe: dict, pad_token: str) -> int:
         pad_token_id=vocab[pad_token],
         **sizes,
     )
-    CLIPTextModelWithProjection(config).save_pretrained(folder / f"text_encoder{index}")
+    model = CLIPTextModelWithProjection(config)
+    for embedding in (model.text_model.embeddings.token_embedding, model.text_model.embeddings.position_embedding):
+        torch.nn.init.normal_(embedding.weight)  # at CLIP's 0.02 the transformer would not hear words beside T5's
+    model.save_pretrained(folder / f"text_encoder{index}")
     return sizes["hidden_size"]
 
 
@@ -132,14 +153,13 @@ def write_transformer(folder: Path, sizes: dict, context: int, pooled: int) -> N
 
     model = KontextTransformer(
         in_channels=16,
-        patch_size=2,
         attention_head_dim=64,
         num_attention_heads=sizes["num_layers"],
         joint_attention_dim=context,
         caption_projection_dim=64 * sizes["num_layers"],
         pooled_projection_dim=pooled,
         qk_norm="rms_norm",
-        **{**sizes, "dual_attention_layers": tuple(sizes["dual_attention_layers"])},
+        **{"patch_size": 2, **sizes, "dual_attention_layers": tuple(sizes["dual_attention_layers"])},
     )
     initialize_transformer(model)
     model.save_pretrained(folder / "transformer")
@@ -182,22 +202,12 @@ def build_folder(recipe: dict | str | Path, out: str | Path) -> Path:
     if not isinstance(recipe, dict):
         recipe = json.loads(Path(recipe).read_text())
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; a fresh model is never written over another one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe["seed"])
-            pooled = write_clip(folder, "", recipe, CLIP_END) + write_clip(folder, "_2", recipe, "!")
-            context = write_t5(folder, recipe)
-            write_vae(folder, recipe["vae"])
-            write_transformer(folder, recipe["transformer"], context, pooled)
+    with fresh_folder(out) as folder, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe["seed"])
+        pooled = write_clip(folder, "", recipe, CLIP_END) + write_clip(folder, "_2", recipe, "!")
+        context = write_t5(folder, recipe)
+        write_vae(folder, recipe["vae"])
+        write_transformer(folder, recipe["transformer"], context, pooled)
         FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0).save_pretrained(folder / "scheduler")
         write_json(folder / "model_index.json", MODEL_INDEX)
-        folder.chmod(0o755)
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return out

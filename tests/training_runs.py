@@ -1,0 +1,66 @@
+"""Training runs as their user starts them: a config file and a child process."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    parts = sorted(folder.rglob("*.safetensors"))
+    assert parts
+    return {
+        str(part.parent.relative_to(folder) / name): value for part in parts for name, value in load_file(part).items()
+    }
+
+
+def assert_same(first: Path, second: Path) -> None:
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def launch(trainer: str, settings: dict, processes: int = 1) -> subprocess.Popen:
+    path = Path(settings["out"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings))
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if processes > 1:  # several CPU processes: accelerate's launcher needs MPI for them, and starts one without
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", f"trainers.{trainer}", "--config", str(path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert output.count("wrote ") == 1, f"the processes did not work together: each reported for itself\n{output}"
+    return output
+
+
+def kill_after(step: int, process: subprocess.Popen) -> None:
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(f"step {step}/"):
+            break
+    else:
+        pytest.fail("the child ended before it could be killed:\n" + "".join(lines))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,132 @@
+"""Prompts to generate pictures for, with what rewards need to know about them and the pictures to edit, if any."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .sources import bucket_size
+
+Shape = tuple[int, int, int]  # width and height in px, number of references
+
+
+class PromptSample(NamedTuple):
+    """A prompt or instruction, its metadata, and the pictures that it edits: uint8 [height, width, 3]."""
+
+    prompt: str
+    metadata: dict
+    references: tuple[np.ndarray, ...] = ()
+
+
+class PromptLines:
+    """Prompts in a file: JSON lines (`.jsonl`), or plain text with a prompt a line.
+
+    A JSON line has `prompt` (GenEval's name for it) or `text`, and for edits `references`, names of pictures relative
+    to the file's folder; all of its fields are metadata. Pictures are generated at resolution² px; edits at the size of
+    the aspect ratio nearest to their first reference's. Raises ValueError naming the line that cannot be used.
+    """
+
+    def __init__(self, path: str, resolution: int = 512):
+        self.folder, self.resolution = Path(path).parent, resolution
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        self.rows = [
+            self._row(path, number, line) for number, line in enumerate(lines, start=1) if line and not line.isspace()
+        ]
+        if not self.rows:
+            raise ValueError(f"{path} has no prompt")
+
+    def _row(self, path: str, number: int, line: str) -> dict:
+        if not path.endswith(".jsonl"):
+            return {"prompt": line.strip()}
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict) or not ("prompt" in row or "text" in row):
+            raise ValueError(f'{path}, line {number}: "prompt" is missing')
+        for name in row.get("references", []):
+            if not (self.folder / name).is_file():
+                raise ValueError(f"{path}, line {number}: there is no picture {name!r} in {self.folder}")
+        return row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def shape(self, index: int) -> Shape:
+        references = self.rows[index].get("references", [])
+        if not references:
+            return self.resolution, self.resolution, 0
+        with Image.open(self.folder / references[0]) as picture:
+            return *bucket_size(*picture.size, self.resolution), len(references)
+
+    def __getitem__(self, index: int) -> PromptSample:
+        row = self.rows[index]
+        size = self.shape(index)[:2]
+        pictures = [Image.open(self.folder / name).convert("RGB") for name in row.get("references", [])]
+        arrays = tuple(np.asarray(ImageOps.fit(picture, size)) for picture in pictures)
+        return PromptSample(row.get("prompt", row.get("text")), row, arrays)
+
+
+class ShapePrompts:
+    """The shape world at 64×64 px: `task` is text_to_image or edit, `only` one of its kinds, seeds from `first` on."""
+
+    def __init__(self, task: str, count: int, first: int = 0, only: str | None = None):
+        if task not in ("text_to_image", "edit"):
+            raise ValueError(f"the shape world has no task {task!r}; use text_to_image or edit")
+        self.task, self.seeds, self.only = task, range(first, first + count), only
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def shape(self, index: int) -> Shape:
+        return 64, 64, int(self.task == "edit")
+
+    def __getitem__(self, index: int) -> PromptSample:
+        from .. import shapes
+
+        if self.task == "edit":
+            edit = shapes.sample_edit(self.seeds[index], self.only)
+            return PromptSample(edit.instruction, edit.metadata, (shapes.render(edit.source),))
+        sample = shapes.sample_prompt(self.seeds[index], self.only)
+        return PromptSample(sample.prompt, sample.metadata)
+
+
+SOURCES = {"lines": PromptLines, "shapes": ShapePrompts}
+
+
+def open_prompts(spec: dict) -> PromptLines | ShapePrompts:
+    """The source that a configuration names: `{"kind": "lines" | "shapes", …its arguments}`."""
+    arguments = dict(spec)
+    kind = arguments.pop("kind", None)
+    if kind not in SOURCES:
+        raise ValueError(f"prompt source kind {kind!r} is unknown; use one of: {', '.join(SOURCES)}")
+    try:
+        return SOURCES[kind](**arguments)
+    except TypeError as error:
+        raise ValueError(f"prompt source {spec}: {error}") from None
+
+
+class PromptSet:
+    """The prompts of several sources, grouped by picture size and number of references."""
+
+    def __init__(self, specs: list[dict]):
+        self.sources = [open_prompts(spec) for spec in specs]
+        groups = {}
+        for number, source in enumerate(self.sources):
+            for index in range(len(source)):
+                groups.setdefault(source.shape(index), []).append((number, index))
+        self.shapes = sorted(groups)
+        self.members = [groups[shape] for shape in self.shapes]
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[Shape, list[tuple[int, int]]]:
+        """One size, and `count` keys of different prompts of it (repeated only where it has fewer)."""
+        sizes = np.array([len(members) for members in self.members])
+        chosen = rng.choice(len(self.members), p=sizes / sizes.sum())
+        members = self.members[chosen]
+        picked = [rng.permutation(len(members)) for _ in range(-(-count // len(members)))]
+        return self.shapes[chosen], [members[index] for index in np.concatenate(picked)[:count]]
+
+    def __getitem__(self, key: tuple[int, int]) -> PromptSample:
+        return self.sources[key[0]][key[1]]

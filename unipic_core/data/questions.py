@@ -1,0 +1,76 @@
+"""Where questions about pictures come from. A source has a length and gives the same sample for the same index."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+
+class Question(NamedTuple):
+    """A picture of any size, a question about it, and the answer. A picture from a file is read when it is used."""
+
+    picture: Image.Image
+    question: str
+    answer: str
+
+
+class JsonLines:
+    """Questions listed in a file: `{"file_name": …, "question": …, "answer": …}` a line.
+
+    The names are relative to the file's folder. Raises ValueError naming the line that cannot be used.
+    """
+
+    def __init__(self, path: str):
+        self.folder, self.rows = Path(path).parent, []
+        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+            row = json.loads(line)
+            if missing := [name for name in ("file_name", "question", "answer") if not row.get(name)]:
+                raise ValueError(f'{path}, line {number}: "{missing[0]}" is missing')
+            if not (self.folder / row["file_name"]).is_file():
+                raise ValueError(f"{path}, line {number}: there is no picture {row['file_name']!r} in {self.folder}")
+            self.rows.append(row)
+        if not self.rows:
+            raise ValueError(f"{path} lists no question")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Question:
+        row = self.rows[index]
+        return Question(Image.open(self.folder / row["file_name"]), row["question"], row["answer"])
+
+
+class Shapes:
+    """The shape world's questions with seeds from `first` on: of one `question` kind or, without it, of all five."""
+
+    def __init__(self, count: int, first: int = 0, question: str | None = None):
+        from ..shapes import QUESTION_KINDS
+
+        if question not in (None, *QUESTION_KINDS):
+            raise ValueError(f"question kind {question!r} is unknown; use one of: {', '.join(QUESTION_KINDS)}")
+        self.seeds, self.kind = range(first, first + count), question
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> Question:
+        from .. import shapes
+
+        sample = shapes.sample_question(self.seeds[index], kind=self.kind)
+        return Question(Image.fromarray(shapes.render(sample.scene)), sample.question, sample.answer)
+
+
+SOURCES = {"jsonl": JsonLines, "shapes": Shapes}
+
+
+def open_questions(spec: dict) -> JsonLines | Shapes:
+    """The source that a configuration names: `{"kind": "jsonl" | "shapes", …its arguments}`."""
+    arguments = dict(spec)
+    kind = arguments.pop("kind", None)
+    if kind not in SOURCES:
+        raise ValueError(f"question source kind {kind!r} is unknown; use one of: {', '.join(SOURCES)}")
+    try:
+        return SOURCES[kind](**arguments)
+    except TypeError as error:
+        raise ValueError(f"question source {spec}: {error}") from None
