@@ -1,0 +1,46 @@
+"""A LoRA that the reinforcement learning trained, through ComfyUI's own loader at strength 1."""
+
+import pytest
+import torch
+from forward_pass import velocity
+
+from unipic_core.kontext import load_transformer
+from unipic_core.rl.lora import adapter, add_lora, save_lora
+
+
+@pytest.fixture(scope="module")
+def trained(golden_folder, models):
+    transformer = load_transformer(golden_folder / "transformer")
+    add_lora(transformer, 4, 8, ("attn", "attn2", "mlp"), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter(transformer).values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    save_lora(models / "loras" / "grpo.safetensors", transformer, torch.float32, {})
+    return transformer
+
+
+@pytest.fixture(scope="module")
+def patched(run, model, trained):
+    return run("LoraLoaderModelOnly", model=model, lora_name="grpo.safetensors", strength_model=1.0)[0]
+
+
+def test_every_tensor_is_applied_as_trained(patched, trained, forward_case, relative_error, caplog):
+    inputs = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "ref_hidden_states")
+    with torch.no_grad():
+        expected = trained(*(forward_case[name] for name in inputs), return_dict=False)[0]
+    reference = [forward_case["ref_hidden_states"]]
+    assert relative_error(velocity(patched, forward_case, reference), expected) < 1e-5
+    assert "not loaded" not in caplog.text
+
+
+def test_the_weights_are_those_of_the_merged_adapter(patched, trained):
+    """ComfyUI's patched q, k and v are one matrix; compare it with peft's own merge."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([patched])
+    weights = patched.model.diffusion_model.state_dict()
+    block = trained.transformer_blocks[0].attn
+    merged = [m.base_layer.weight + m.get_delta_weight("default") for m in (block.to_q, block.to_k, block.to_v)]
+    result = weights["joint_blocks.0.x_block.attn.qkv.weight"]
+    patched.detach()
+    torch.testing.assert_close(result, torch.cat(merged), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,78 @@
+"""JSON over HTTP, with patience: time limits, retries with growing pauses, and errors that say what happened."""
+
+import base64
+import io
+import json
+import random
+import time
+import urllib.error
+import urllib.request
+
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+WORTH_ANOTHER_TRY = (408, 409, 425, 429, 500, 502, 503, 504)
+LONGEST_PAUSE = 30.0  # seconds
+
+
+class NoAnswer(RuntimeError):
+    """The server gave no usable answer, however often it was asked."""
+
+
+class Refused(NoAnswer):
+    """The server understood and said no; asking again will not help."""
+
+
+def ask(url: str, payload: dict, headers: dict[str, str], timeout: float, patience: float) -> dict:
+    """POST a JSON object and get one back, asking again for `patience` seconds while the server is down or busy.
+
+    timeout: seconds that one try may take.
+    Raises Refused for errors that another try cannot mend, NoAnswer when the patience is over.
+    """
+    body = json.dumps(payload).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers})
+    deadline, pause = time.monotonic() + patience, 0.5
+    while True:
+        wait = 0.0
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                answer = json.loads(response.read())
+            if isinstance(answer, dict):
+                return answer
+            problem = f"it answered {str(answer)[:80]!r} in place of a JSON object"
+        except urllib.error.HTTPError as error:
+            problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+            if error.code not in WORTH_ANOTHER_TRY:
+                raise Refused(f"{url} refuses: {problem}") from None
+            wait = seconds(error.headers.get("Retry-After"))
+        except ValueError:
+            problem = "it answered something that is not JSON"
+        except OSError as error:  # refused or broken connections, and time-outs
+            problem = f"{type(error).__name__}: {error}"
+        wait = max(wait, pause * random.uniform(0.8, 1.2))
+        if time.monotonic() + wait > deadline:
+            raise NoAnswer(f"{url} gave no answer within {patience:g} seconds; the last problem: {problem}")
+        time.sleep(wait)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def seconds(retry_after: str | None) -> float:
+    """The Retry-After header, where it is a number of seconds."""
+    return min(float(retry_after), LONGEST_PAUSE) if retry_after and retry_after.isdigit() else 0.0
+
+
+def to_base64(image: torch.Tensor) -> str:
+    """A picture [3, H, W] in [0, 1] as a PNG."""
+    buffer = io.BytesIO()
+    to_pil_image((image.float().cpu().clamp(0, 1) * 255).round().byte()).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def from_base64(text: str) -> torch.Tensor:
+    """A picture file in base64 as [3, H, W] in [0, 1]. ValueError: it is none."""
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"a picture cannot be read: {error}") from None
+    return pil_to_tensor(picture) / 255
