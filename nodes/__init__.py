@@ -10,6 +10,10 @@ NODES = {
     "UniPicApplyKontext": ".kontext_apply",
     "UniPicKontextConditioning": ".kontext_conditioning",
     "UniPicFlowMatchScheduler": ".flow_match_scheduler",
+    "UniPicMetaQueryLoader": ".metaquery_loader",
+    "UniPicMetaQueryConditioning": ".metaquery_conditioning",
+    "UniPicDescribe": ".describe",
+    "UniPicDrawBoxes": ".draw_boxes",
 }
 
 

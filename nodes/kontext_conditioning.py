@@ -81,40 +81,40 @@ class UniPicKontextConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        clip,
-        prompt,
-        negative_prompt,
-        default_negative,
-        size,
-        image_size,
-        width,
-        height,
-        batch_size,
-        vae=None,
-        image1=None,
-        image2=None,
-        image3=None,
-    ) -> io.NodeOutput:
-        images = {"image1": image1, "image2": image2, "image3": image3}
-        references = [
-            _scaled(name, image, image_size, batch_size) for name, image in images.items() if image is not None
-        ]
-        if references and size == FIRST_IMAGE:
-            height, width = references[0].shape[-2:]
-        if references and default_negative and not negative_prompt.strip():
-            negative_prompt = EDIT_NEGATIVE_PROMPT
+    def execute(cls, clip, **inputs) -> io.NodeOutput:
+        return condition(lambda texts, _: [encode_prompt(clip, text) for text in texts], **inputs)
 
-        conditionings = [encode_prompt(clip, text) for text in (prompt, negative_prompt)]
-        if references:
-            latents = {"reference_latents": _encoded(vae, references)}
-            conditionings = [
-                node_helpers.conditioning_set_values(conditioning, latents) for conditioning in conditionings
-            ]
-        shape = [batch_size, 16, height // VAE_STRIDE, width // VAE_STRIDE]
-        latent = torch.zeros(shape, device=comfy.model_management.intermediate_device())
-        return io.NodeOutput(*conditionings, {"samples": latent})
+
+def condition(
+    encode,
+    prompt,
+    negative_prompt,
+    default_negative,
+    size,
+    image_size,
+    width,
+    height,
+    batch_size,
+    vae=None,
+    image1=None,
+    image2=None,
+    image3=None,
+) -> io.NodeOutput:
+    """What conditioning nodes give; `encode(texts, references)` makes ComfyUI's conditioning for each text."""
+    images = {"image1": image1, "image2": image2, "image3": image3}
+    references = [_scaled(name, image, image_size, batch_size) for name, image in images.items() if image is not None]
+    if references and size == FIRST_IMAGE:
+        height, width = references[0].shape[-2:]
+    if references and default_negative and not negative_prompt.strip():
+        negative_prompt = EDIT_NEGATIVE_PROMPT
+
+    conditionings = encode([prompt, negative_prompt], references)
+    if references:
+        latents = {"reference_latents": _encoded(vae, references)}
+        conditionings = [node_helpers.conditioning_set_values(conditioning, latents) for conditioning in conditionings]
+    shape = [batch_size, 16, height // VAE_STRIDE, width // VAE_STRIDE]
+    latent = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+    return io.NodeOutput(*conditionings, {"samples": latent})
 
 
 def _scaled(name, image, image_size, batch_size):

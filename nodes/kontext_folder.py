@@ -48,6 +48,8 @@ def _is_sd3(folder: Path) -> bool:
 def check_parts(folder: Path) -> None:
     """Raise FileNotFoundError that names what the folder lacks."""
     missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing and (folder / "conditioner").is_dir():
+        raise FileNotFoundError(f"{folder} is UniPic2-MetaQuery. Load it with UniPic MetaQuery Loader.")
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}. Download the whole folder from {PAGE}")
 

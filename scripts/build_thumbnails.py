@@ -1,4 +1,4 @@
-"""Draws workflows/*.jpg with the demo model: a picture for text to image, before and after for edits.
+"""Draws workflows/*.jpg with the demo models: a picture for text to image, before and after for edits.
 
 Run inside the virtual environment, after `build_workflows.py`: `.venv/bin/python scripts/build_thumbnails.py`.
 """
@@ -14,25 +14,41 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
 SIDE, GAP = 512, 16
-DRAWN = {
-    "kontext_text_to_image": "a photo of a yellow star and a purple square",
-    "demo_text_to_image": "a photo of a red circle and a blue square",
-}
-EDITED = {
-    "kontext_edit": ("a photo of a red circle", "change the background to black"),
-    "kontext_edit_two_references": ("a photo of a blue circle", "add a yellow star"),
-    "kontext_edit_lora": ("a photo of a purple star", "turn it into an outline drawing"),
-    "kontext_release_settings": ("a photo of a pink cross", "replace the cross with a circle"),
-    "kontext_single_files": ("a photo of a brown triangle", "move the triangle to the left"),
-    "demo_edit": ("a photo of a green star", "change the color of the star to blue"),
+SOURCES = {  # which demo workflow draws a thumbnail, and from which prompts
+    "kontext_text_to_image": ("demo_text_to_image", "a photo of a yellow star and a purple square"),
+    "kontext_edit": ("demo_edit", "a photo of a red circle", "change the background to black"),
+    "kontext_edit_two_references": ("demo_edit", "a photo of a blue circle", "add a yellow star"),
+    "kontext_edit_lora": ("demo_edit", "a photo of a purple star", "turn it into an outline drawing"),
+    "kontext_release_settings": ("demo_edit", "a photo of a pink cross", "replace the cross with a circle"),
+    "kontext_single_files": ("demo_edit", "a photo of a brown triangle", "move the triangle to the left"),
+    "demo_text_to_image": ("demo_text_to_image", "a photo of a red circle and a blue square"),
+    "demo_edit": ("demo_edit", "a photo of a green star", "change the color of the star to blue"),
+    "metaquery_text_to_image": ("demo_metaquery_text_to_image", "a photo of a green cross and an orange star"),
+    "metaquery_edit": ("demo_metaquery_edit", "a photo of a purple square", "add a yellow triangle"),
+    "metaquery_understanding": ("demo_metaquery_understanding", "a photo of a green circle and a pink star"),
+    "metaquery_describe_then_edit": (
+        "demo_metaquery_describe_then_edit",
+        "a photo of a green circle and a pink square",
+    ),
+    "demo_metaquery_text_to_image": ("demo_metaquery_text_to_image", "a photo of a red circle and a blue square"),
+    "demo_metaquery_edit": (
+        "demo_metaquery_edit",
+        "a photo of a green star",
+        "change the color of the star to blue",
+    ),
+    "demo_metaquery_understanding": ("demo_metaquery_understanding", "a photo of a red circle and a blue square"),
+    "demo_metaquery_describe_then_edit": (
+        "demo_metaquery_describe_then_edit",
+        "a photo of a red circle and a blue square",
+    ),
 }
 
 
 def pictures(server: ComfyServer, workflow: str, *prompts: str) -> list[Image.Image]:
     graph = json.loads((WORKFLOWS / "api" / f"{workflow}.json").read_text())
-    conditionings = [node for node in graph.values() if node["class_type"] == "UniPicKontextConditioning"]
-    for node, prompt in zip(conditionings, prompts, strict=True):
-        node["inputs"]["prompt"] = prompt
+    prompted = [node["inputs"] for node in graph.values() if isinstance(node["inputs"].get("prompt"), str)]
+    for inputs, prompt in zip(prompted, prompts, strict=True):
+        inputs["prompt"] = prompt
     run = server.run(graph)
     if run.error:
         raise RuntimeError(run.error["exception_message"])
@@ -50,9 +66,8 @@ def side_by_side(images: list[Image.Image]) -> Image.Image:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as base, ComfyServer(comfyui(), Path(base), {"unipic": ROOT}) as server:
-        drawn = {name: pictures(server, "demo_text_to_image", prompt) for name, prompt in DRAWN.items()}
-        edited = {name: pictures(server, "demo_edit", *prompts) for name, prompts in EDITED.items()}
-    for name, images in {**drawn, **edited}.items():
+        drawn = {name: pictures(server, *source) for name, source in SOURCES.items()}
+    for name, images in drawn.items():
         side_by_side(images).save(WORKFLOWS / f"{name}.jpg", quality=88)
         print(f"wrote workflows/{name}.jpg")
 

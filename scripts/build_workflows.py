@@ -9,7 +9,9 @@ from pathlib import Path
 
 from comfy_server import ComfyServer
 from environment import comfyui
-from workflow_graph import Graph, Node, Output
+from metaquery_workflows import METAQUERY_WORKFLOWS
+from workflow_graph import Graph, Node
+from workflow_parts import KSAMPLER, decode, enlarge, sample, save
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
@@ -17,7 +19,6 @@ RELEASE = "UniPic2-SD3.5M-Kontext-2B"
 PAGE = f"https://huggingface.co/Skywork/{RELEASE}"
 TEXT_ENCODERS = "https://huggingface.co/Comfy-Org/stable-diffusion-3.5-fp8/tree/main/text_encoders"
 DEMO = "demo/kontext"
-DEMO_SCALE = 6
 
 RELEASE_FILES = f"""### Model
 
@@ -58,10 +59,6 @@ DEMO_FILES = """### Model
 It is a tiny model of a world of coloured shapes, 64 pixels wide. It knows circles, squares, triangles, crosses and
 stars in eight colours."""
 
-KSAMPLER = """### Sampling
-
-*euler* with the scheduler *normal* are the release's sigmas. The release takes 50 steps at CFG 3.5."""
-
 
 def start(graph: Graph, about: str, folder: str, height: int) -> Node:
     """The column that every workflow begins with: a note and the loader, which is returned."""
@@ -73,30 +70,6 @@ def start(graph: Graph, about: str, folder: str, height: int) -> Node:
 def condition(graph: Graph, models: Node | dict, prompt: str, **inputs) -> Node:
     vae = {"vae": models["VAE"]} if "image1" in inputs else {}
     return graph.node("UniPicKontextConditioning", clip=models["CLIP"], prompt=prompt, **vae, **inputs)
-
-
-def sample(graph: Graph, model: Output, conditioning: Node, **settings) -> Output:
-    return graph.node(
-        "KSampler",
-        model=model,
-        positive=conditioning["positive"],
-        negative=conditioning["negative"],
-        latent_image=conditioning["latent"],
-        **{"seed": 1, "steps": 50, "cfg": 3.5, "sampler_name": "euler", "scheduler": "normal", **settings},
-    )["LATENT"]
-
-
-def decode(graph: Graph, latent: Output, models: Node | dict) -> Output:
-    return graph.node("VAEDecode", samples=latent, vae=models["VAE"])["IMAGE"]
-
-
-def enlarge(graph: Graph, image: Output) -> Output:
-    inputs = {"image": image, "upscale_method": "nearest-exact", "scale_by": DEMO_SCALE}
-    return graph.node("ImageScaleBy", "Enlarge to look at", **inputs)["IMAGE"]
-
-
-def save(graph: Graph, image: Output, name: str) -> None:
-    graph.node("SaveImage", images=image, filename_prefix=name)
 
 
 def kontext_text_to_image(graph: Graph) -> None:
@@ -241,6 +214,7 @@ ALL = [
     kontext_single_files,
     demo_text_to_image,
     demo_edit,
+    *METAQUERY_WORKFLOWS,
 ]
 
 

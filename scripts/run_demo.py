@@ -5,9 +5,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from build_workflows import DEMO_SCALE
 from comfy_server import ComfyServer
 from PIL import Image
+from workflow_parts import DEMO_SCALE
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))

@@ -54,7 +54,10 @@ class Node:
         shown = []
         for name, kind, options in self.specs():
             if kind in WIDGET_TYPES and not options.get("forceInput"):
-                shown.append((name, options, self.inputs.get(name, options.get("default"))))
+                value = self.inputs.get(name)
+                if value is None or isinstance(value, Output):
+                    value = options.get("default", "")
+                shown.append((name, options, value))
         return shown
 
 

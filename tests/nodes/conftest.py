@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -32,6 +33,7 @@ def start_comfyui() -> None:
     comfy.options.enable_args_parsing()
     argv, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", BASE.name]
     import comfy.cli_args  # noqa: F401
+    import utils.extra_config  # noqa: F401  # now: ComfyUI's nodes put comfy/utils.py in the way of utils/
 
     sys.argv = argv
 
@@ -125,6 +127,23 @@ def golden_folder(golden, case, tmp_path_factory) -> Path:
         (folder / part / "config.json").write_text((golden / f"{part}_config.json").read_text())
         weights = golden_weights.state_dict(golden / f"{part}_layout.json", seed)
         save_file(weights, folder / part / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def metaquery_folder(golden_folder, models) -> Path:
+    """The golden cases as a MetaQuery folder with its language model, models/unipic/metaquery."""
+    golden, folder = FIXTURES / "metaquery", models / "unipic" / "metaquery"
+    case = json.loads((golden / "case.json").read_text())
+    shutil.copytree(golden_folder, folder)
+    shutil.copytree(golden / "qwen2_5_vl", folder / "qwen2_5_vl")
+    (folder / "conditioner").mkdir()
+    shutil.copy(golden / "conditioner_config.json", folder / "conditioner" / "config.json")
+    for layout, seed, file in [
+        ("qwen2_5_vl", case["weights_seed"], "qwen2_5_vl/model.safetensors"),
+        ("conditioner", case["conditioner_weights_seed"], "conditioner/diffusion_pytorch_model.safetensors"),
+    ]:
+        save_file(golden_weights.state_dict(golden / f"{layout}_layout.json", seed), folder / file)
     return folder
 
 

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = ["UniPicKontextLoader", "UniPicApplyKontext", "UniPicKontextConditioning", "UniPicFlowMatchScheduler"]
+IDS += ["UniPicMetaQueryLoader", "UniPicMetaQueryConditioning", "UniPicDescribe", "UniPicDrawBoxes"]
 
 
 @pytest.mark.parametrize("node_id", IDS)

@@ -1,4 +1,5 @@
 import shutil
+import sys
 from pathlib import Path
 
 import model_files
@@ -9,6 +10,10 @@ from sketch import Sketch
 from unipic_core.shapes import Scene, Shape, render
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests" / "fixtures"))
+
+import metaquery_scratch  # noqa: E402
+
 TRANSFORMER = ROOT / "demo" / "kontext" / "transformer"
 
 
@@ -37,6 +42,12 @@ def models(comfy_server) -> Path:
     model_files.write_kohya_lora(factors, models / "loras" / "kohya.safetensors")
     model_files.write_controlnet(TRANSFORMER, models / "controlnet" / "demo.safetensors")
     return models
+
+
+@pytest.fixture(scope="session")
+def metaquery(comfy_server) -> Path:
+    """The server's models/unipic/metaquery: MetaQuery with a language model of random weights."""
+    return metaquery_scratch.build(comfy_server.base / "models" / "unipic" / "metaquery")
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,17 @@ class Sketch(Graph):
     def load(self, **choices) -> Node:
         return self.node("UniPicKontextLoader", **{"folder": DEMO, **choices})
 
+    def load_metaquery(self, **choices) -> Node:
+        return self.node("UniPicMetaQueryLoader", **{"folder": "metaquery", **choices})
+
     def encode(self, models: Node, prompt: str = PROMPT, **inputs) -> Node:
-        sizes = {"image_size": 64, "width": 64, "height": 64}
-        inputs = {"clip": models["CLIP"], "vae": models["VAE"], "prompt": prompt, **sizes, **inputs}
-        return self.node("UniPicKontextConditioning", **inputs)
+        inputs = {"vae": models["VAE"], "prompt": prompt, "image_size": 64, "width": 64, "height": 64, **inputs}
+        if models.kind == "UniPicMetaQueryLoader":
+            return self.node("UniPicMetaQueryConditioning", metaquery=models["METAQUERY"], **inputs)
+        return self.node("UniPicKontextConditioning", clip=models["CLIP"], **inputs)
+
+    def ask(self, models: Node, question: str, **inputs) -> Node:
+        return self.node("UniPicDescribe", model=models["METAQUERY"], question=question, **inputs)
 
     def sample(self, model: Output, encoded: Node, **settings) -> Node:
         """Samples and saves the latent; `settings` replace KSampler's."""

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from build_workflows import DEMO_SCALE
 from PIL import Image
+from workflow_parts import DEMO_SCALE
 
 from unipic_core.shapes import detect, evaluation_edits, evaluation_prompts, render, score_edit, score_prompt
 

@@ -9,8 +9,8 @@ def test_every_input_of_ours_has_a_tooltip(object_info):
     for kind, info in object_info.items():
         if kind.startswith("UniPic"):
             assert info["description"], kind
-            for inputs in info["input"].values():
-                for name, (_, options) in inputs.items():
+            for section in ("required", "optional"):
+                for name, (_, options) in info["input"].get(section, {}).items():
                     assert options.get("tooltip"), f"{kind}.{name}"
 
 

@@ -12,9 +12,12 @@ from server import PromptServer
 
 @PromptServer.instance.routes.get("/probe/models")
 async def models(request):
+    from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
+
     gc.collect()
     alive = gc.get_objects()
-    counts = {kind.__name__: sum(issubclass(type(thing), kind) for thing in alive) for kind in (MMDiT, CLIP, VAE)}
+    kinds = {"MMDiT": MMDiT, "CLIP": CLIP, "VAE": VAE, "Qwen": Qwen}
+    counts = {name: sum(issubclass(type(thing), kind) for thing in alive) for name, kind in kinds.items()}
     return web.json_response({"loaded": len(comfy.model_management.current_loaded_models), "alive": counts})
 
 

@@ -1,0 +1,33 @@
+"""Ends of workflows that all models share: sampling, decoding, saving."""
+
+from workflow_graph import Graph, Node, Output
+
+DEMO_SCALE = 6
+
+KSAMPLER = """### Sampling
+
+*euler* with the scheduler *normal* are the release's sigmas. The release takes 50 steps at CFG 3.5."""
+
+
+def sample(graph: Graph, model: Output, conditioning: Node, **settings) -> Output:
+    return graph.node(
+        "KSampler",
+        model=model,
+        positive=conditioning["positive"],
+        negative=conditioning["negative"],
+        latent_image=conditioning["latent"],
+        **{"seed": 1, "steps": 50, "cfg": 3.5, "sampler_name": "euler", "scheduler": "normal", **settings},
+    )["LATENT"]
+
+
+def decode(graph: Graph, latent: Output, models: Node | dict) -> Output:
+    return graph.node("VAEDecode", samples=latent, vae=models["VAE"])["IMAGE"]
+
+
+def enlarge(graph: Graph, image: Output) -> Output:
+    inputs = {"image": image, "upscale_method": "nearest-exact", "scale_by": DEMO_SCALE}
+    return graph.node("ImageScaleBy", "Enlarge to look at", **inputs)["IMAGE"]
+
+
+def save(graph: Graph, image: Output, name: str) -> None:
+    graph.node("SaveImage", images=image, filename_prefix=name)
