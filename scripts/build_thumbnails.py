@@ -23,24 +23,10 @@ SOURCES = {  # which demo workflow draws a thumbnail, and from which prompts
     "kontext_single_files": ("demo_edit", "a photo of a brown triangle", "move the triangle to the left"),
     "demo_text_to_image": ("demo_text_to_image", "a photo of a red circle and a blue square"),
     "demo_edit": ("demo_edit", "a photo of a green star", "change the color of the star to blue"),
-    "metaquery_text_to_image": ("demo_metaquery_text_to_image", "a photo of a green cross and an orange star"),
-    "metaquery_edit": ("demo_metaquery_edit", "a photo of a purple square", "add a yellow triangle"),
-    "metaquery_understanding": ("demo_metaquery_understanding", "a photo of a green circle and a pink star"),
-    "metaquery_describe_then_edit": (
-        "demo_metaquery_describe_then_edit",
-        "a photo of a green circle and a pink square",
-    ),
-    "demo_metaquery_text_to_image": ("demo_metaquery_text_to_image", "a photo of a red circle and a blue square"),
-    "demo_metaquery_edit": (
-        "demo_metaquery_edit",
-        "a photo of a green star",
-        "change the color of the star to blue",
-    ),
-    "demo_metaquery_understanding": ("demo_metaquery_understanding", "a photo of a red circle and a blue square"),
-    "demo_metaquery_describe_then_edit": (
-        "demo_metaquery_describe_then_edit",
-        "a photo of a red circle and a blue square",
-    ),
+    "metaquery_text_to_image": ("demo_text_to_image", "a photo of a green cross and an orange star"),
+    "metaquery_edit": ("demo_edit", "a photo of a purple square", "add a yellow triangle"),
+    "metaquery_understanding": ("demo_text_to_image", "a photo of a green circle and a pink star"),
+    "metaquery_describe_then_edit": ("demo_edit", "a photo of a green circle", "change the color of the circle to red"),
 }
 
 

@@ -1,42 +1,11 @@
 """The MetaQuery nodes in a real server, with a language model of random weights."""
 
-import json
-from pathlib import Path
-
 import pytest
 import websocket
 from sketch import difference, finished, latents
 
 pytestmark = pytest.mark.server
-API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 TEXT_MESSAGE = 3  # ComfyUI's BinaryEventTypes.TEXT
-
-
-def workflow(name: str) -> dict:
-    """A demo workflow of two steps on the random folder."""
-    graph = json.loads((API / f"{name}.json").read_text())
-    for node in graph.values():
-        if node["class_type"] == "UniPicMetaQueryLoader":
-            node["inputs"]["folder"] = "metaquery"
-        if node["class_type"] == "KSampler":
-            node["inputs"]["steps"] = 2
-        if node["class_type"] == "UniPicDescribe":
-            node["inputs"]["max_new_tokens"] = 8
-    return graph
-
-
-@pytest.mark.parametrize(
-    ("name", "pictures"),
-    [
-        ("demo_metaquery_text_to_image", 1),
-        ("demo_metaquery_edit", 2),
-        ("demo_metaquery_describe_then_edit", 2),
-    ],
-)
-def test_workflows_run(comfy_server, metaquery, name, pictures):
-    run = comfy_server.run(workflow(name))
-    assert not run.error, run.error
-    assert [picture.size for picture in comfy_server.images(run)] == [(384, 384)] * pictures
 
 
 def test_prompts_and_references_reach_the_picture(comfy_server, sketch, metaquery, pictures):

@@ -153,13 +153,14 @@ def write_transformer(folder: Path, sizes: dict, context: int, pooled: int) -> N
 
     model = KontextTransformer(
         in_channels=16,
+        patch_size=2,  # the only one for which ComfyUI's MMDiT counts its patches right
         attention_head_dim=64,
         num_attention_heads=sizes["num_layers"],
         joint_attention_dim=context,
         caption_projection_dim=64 * sizes["num_layers"],
         pooled_projection_dim=pooled,
         qk_norm="rms_norm",
-        **{"patch_size": 2, **sizes, "dual_attention_layers": tuple(sizes["dual_attention_layers"])},
+        **{**sizes, "dual_attention_layers": tuple(sizes["dual_attention_layers"])},
     )
     initialize_transformer(model)
     model.save_pretrained(folder / "transformer")
