@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import finish, kill_after, launch
+from training_runs import ROOT, finish, kill_after, launch
 
 from unipic_core.rl import GRPOConfig, GRPOTask
 from unipic_core.rl.config import warn_of_risks
@@ -77,12 +77,14 @@ def test_it_writes_what_it_promises(settings):
     assert load_file(out / "best" / "lora.safetensors").keys() == lora(out).keys()
 
 
-@pytest.mark.parametrize("algorithm, factor", [("grpo", 1.05), ("nft", 1.02)])
-def test_the_reward_rises(settings, algorithm, factor):
-    settings |= {"steps": 8, "batch_size": 32, "group_size": 16, "micro_batch": 32, "learning_rate": 2e-2}
-    settings |= {"algorithm": algorithm, "guidance_scale": 1, "kl_weight": 0.0, "sample_every": 100}
+@pytest.mark.parametrize("algorithm", ["grpo", "nft"])
+def test_the_reward_rises(settings, algorithm):
+    """The demo learns to draw saturated pictures within eight iterations."""
+    settings |= {"model": str(ROOT / "demo/kontext"), "algorithm": algorithm, "steps": 8, "learning_rate": 1e-2}
+    settings |= {"batch_size": 32, "group_size": 16, "micro_batch": 32, "sample_every": 100}
+    settings |= {"guidance_scale": 1, "kl_weight": 0.0}
     rewards = [line["reward"] for line in lines(train(settings)) if "reward" in line]
-    assert min(rewards[-2:]) > factor * max(rewards[:2])
+    assert min(rewards[-2:]) > 1.5 * max(rewards[:2])
 
 
 def test_the_distance_to_the_reference_is_held(settings):
