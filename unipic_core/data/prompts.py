@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..kinds import open_kind
 from .sources import bucket_size
 
 Shape = tuple[int, int, int]  # width and height in px, number of references
@@ -98,14 +99,7 @@ SOURCES = {"lines": PromptLines, "shapes": ShapePrompts}
 
 def open_prompts(spec: dict) -> PromptLines | ShapePrompts:
     """The source that a configuration names: `{"kind": "lines" | "shapes", …its arguments}`."""
-    arguments = dict(spec)
-    kind = arguments.pop("kind", None)
-    if kind not in SOURCES:
-        raise ValueError(f"prompt source kind {kind!r} is unknown; use one of: {', '.join(SOURCES)}")
-    try:
-        return SOURCES[kind](**arguments)
-    except TypeError as error:
-        raise ValueError(f"prompt source {spec}: {error}") from None
+    return open_kind("prompt source", spec, SOURCES)
 
 
 class PromptSet:

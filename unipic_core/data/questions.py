@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..kinds import open_kind
+
 
 class Question(NamedTuple):
     """A picture of any size, a question about it, and the answer. A picture from a file is read when it is used."""
@@ -66,11 +68,4 @@ SOURCES = {"jsonl": JsonLines, "shapes": Shapes}
 
 def open_questions(spec: dict) -> JsonLines | Shapes:
     """The source that a configuration names: `{"kind": "jsonl" | "shapes", …its arguments}`."""
-    arguments = dict(spec)
-    kind = arguments.pop("kind", None)
-    if kind not in SOURCES:
-        raise ValueError(f"question source kind {kind!r} is unknown; use one of: {', '.join(SOURCES)}")
-    try:
-        return SOURCES[kind](**arguments)
-    except TypeError as error:
-        raise ValueError(f"question source {spec}: {error}") from None
+    return open_kind("question source", spec, SOURCES)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..kinds import open_kind
+
 ASPECT_RATIOS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3, 9 / 16)
 
 
@@ -83,11 +85,4 @@ SOURCES = {"jsonl": JsonLines, "shapes": Shapes}
 
 def open_source(spec: dict) -> JsonLines | Shapes:
     """The source that a configuration names: `{"kind": "jsonl" | "shapes", …its arguments}`."""
-    arguments = dict(spec)
-    kind = arguments.pop("kind", None)
-    if kind not in SOURCES:
-        raise ValueError(f"data source kind {kind!r} is unknown; use one of: {', '.join(SOURCES)}")
-    try:
-        return SOURCES[kind](**arguments)
-    except TypeError as error:
-        raise ValueError(f"data source {spec}: {error}") from None
+    return open_kind("data source", spec, SOURCES)

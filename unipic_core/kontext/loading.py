@@ -36,16 +36,7 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32, devic
         tensors["pos_embed.pos_embed"] = position_table(model.config)
 
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    problems = {
-        "missing": [name for name in expected if name not in tensors],
-        "unexpected": [name for name in tensors if name not in expected],
-        "of another shape": [
-            f"{name}: {list(tensors[name].shape)} instead of {list(shape)}"
-            for name, shape in expected.items()
-            if name in tensors and tensors[name].shape != shape
-        ],
-    }
-    raise_on_misfit(path, problems)
+    check_fit(path, {name: tensor.shape for name, tensor in tensors.items()}, expected)
     # Copied even where the precision stays: a model must not hang on a mapped file that may be replaced.
     weights = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(weights, assign=True)
@@ -70,6 +61,20 @@ def position_table(config) -> torch.Tensor:
         embed_dim=config.num_attention_heads * config.attention_head_dim,
         pos_embed_max_size=config.pos_embed_max_size,
     ).pos_embed
+
+
+def check_fit(source: Path, found: dict[str, torch.Size], expected: dict[str, torch.Size]) -> None:
+    """Raise ValueError unless a file's tensors have exactly the model's names and shapes."""
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name}: {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    raise_on_misfit(source, problems)
 
 
 def raise_on_misfit(source: Path, problems: dict[str, list]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..kontext.loading import raise_on_misfit
+from ..kontext.loading import check_fit
 
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
 INPUT_SCALES = ("scale_input", "input_scale")
@@ -64,19 +64,7 @@ class Weights:
 
     def check(self, source, shapes: dict[str, torch.Size]) -> None:
         """Raise ValueError unless the files hold exactly the tensors of `shapes`."""
-        names = set(self)
-        raise_on_misfit(
-            source,
-            {
-                "missing": [name for name in shapes if name not in names],
-                "unexpected": [name for name in names if name not in shapes],
-                "of another shape": [
-                    f"{name}: {list(self.shape(name))} instead of {list(shape)}"
-                    for name, shape in shapes.items()
-                    if name in names and self.shape(name) != shape
-                ],
-            },
-        )
+        check_fit(source, {name: self.shape(name) for name in self}, shapes)
 
 
 def _check_format(file: Path, layer: str, description: torch.Tensor) -> None:

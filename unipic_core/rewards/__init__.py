@@ -3,22 +3,19 @@
 Names are imported when first used, so that a reward costs only its own dependencies.
 """
 
-from importlib import import_module
+from ..lazy import names_on_demand
 
-_MODULES = {
-    "Reward": "base",
-    "open_reward": "registry",
-    "WeightedReward": "weighted",
-    "GenEval": "geneval",
-    "ShapeEdit": "shape_edit",
-    "Preference": "preference",
-    "HTTPReward": "client",
-    "VLMJudge": "judge",
-    "canaries": "canaries",
-}
-
-
-def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+__getattr__ = names_on_demand(
+    __name__,
+    {
+        "Reward": "base",
+        "open_reward": "registry",
+        "WeightedReward": "weighted",
+        "GenEval": "geneval",
+        "ShapeEdit": "shape_edit",
+        "Preference": "preference",
+        "HTTPReward": "client",
+        "VLMJudge": "judge",
+        "canaries": "canaries",
+    },
+)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..training.loop import learning_rate
+from ..training.loop import set_learning_rate
 from .config import GRPOConfig
 from .policy import Policy
 from .rollout import Chunk
@@ -25,8 +25,7 @@ def update(
     With several updates each has an equal share of the rows, in order, however many processes there are. Returns the
     metrics, over all processes; without a row to learn from nothing is changed and there are none.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * learning_rate(config, step)
+    set_learning_rate(optimizer, config, step)
     share, mine = config.batch_size // config.updates, len(chunks) // config.updates
     sums, ratio_error, norms = {}, 0.0, []
     for number in range(config.updates):

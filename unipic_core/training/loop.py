@@ -48,6 +48,11 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def set_learning_rate(optimizer, config: LoopConfig, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * learning_rate(config, step)
+
+
 def rows(batch: dict, start: int, stop: int, device: torch.device) -> dict:
     """Rows start:stop of every entry; tensors are moved to the device."""
     cut = {name: value[start:stop] for name, value in batch.items()}
@@ -154,8 +159,7 @@ def train_step(accelerator, model, optimizer, task, config: LoopConfig, step: in
     batch = task.draw(step, config.batch_size)
     world, rank = accelerator.num_processes, accelerator.process_index
     passes = config.batch_size // (micro * world)
-    for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * learning_rate(config, step)
+    set_learning_rate(optimizer, config, step)
 
     totals = {}
     for index in range(passes):

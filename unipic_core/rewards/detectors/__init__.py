@@ -1,14 +1,16 @@
 """Who finds the objects in a picture: by rule in the shape world, by trained models in photos."""
 
-from importlib import import_module
 from typing import Protocol
 
 import torch
 
+from ...kinds import open_kind
+from ...lazy import call_on_demand
+
 KINDS = {
-    "shapes": ("by_rule", "ShapeDetector"),
-    "mask2former": ("mask2former", "mask2former"),
-    "open_vocabulary": ("open_vocabulary", "open_vocabulary"),
+    "shapes": call_on_demand(__package__, "by_rule", "ShapeDetector"),
+    "mask2former": call_on_demand(__package__, "mask2former", "mask2former"),
+    "open_vocabulary": call_on_demand(__package__, "open_vocabulary", "open_vocabulary"),
 }
 
 
@@ -24,12 +26,4 @@ class Detector(Protocol):
 
 def open_detector(spec: str | dict) -> Detector:
     """A detector by its name, or by {"kind": name, …its arguments}. ValueError: unknown kind or argument."""
-    arguments = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    kind = arguments.pop("kind", None)
-    if kind not in KINDS:
-        raise ValueError(f"detector {kind!r} is unknown; use one of: {', '.join(KINDS)}")
-    module, name = KINDS[kind]
-    try:
-        return getattr(import_module(f".{module}", __package__), name)(**arguments)
-    except TypeError as error:
-        raise ValueError(f"detector {spec}: {error}") from None
+    return open_kind("detector", spec, KINDS, label="detector")
