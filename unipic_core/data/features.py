@@ -5,18 +5,16 @@ full size 20 MB a picture instead of 2) and differ with every prompt, while the 
 picture costs and depends on the picture alone.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from ..metaquery import MetaQueryEncoder
 from ..metaquery.context import vision_tower
+from .cache import cached
 from .latents import fingerprint
 from .sources import open_source
 
@@ -37,21 +35,15 @@ def open_features(spec: dict, encoder: MetaQueryEncoder, folder: Path) -> Featur
     """The features of a data source's references, computed now unless `folder` holds them from an earlier run."""
     seen_at = {**spec, "pixels_per_cell": encoder.conditioner.config.pixels_per_cell}
     path = folder / f"{fingerprint(seen_at, vision_tower(encoder.vlm))}-seen.safetensors"
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        if not path.exists():
-            see_source(spec, encoder, path)
-    return FeatureSet(path)
+    return FeatureSet(cached(path, lambda: see_source(spec, encoder)))
 
 
-def see_source(spec: dict, encoder: MetaQueryEncoder, path: Path) -> None:
-    """Write the file that FeatureSet reads, in the order of `encode_source`, stored as float16."""
+def see_source(spec: dict, encoder: MetaQueryEncoder) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors of the file that FeatureSet reads, in the order of `encode_source`, in float16; no metadata."""
     features, source = {}, open_source(spec)
     for index in range(len(source)):
         sample = source[index]
         name = "x".join(str(edge) for edge in (1 + len(sample.references), *sample.target.shape[:2]))
         seen = encoder.image_features([Image.fromarray(picture) for picture in sample.references])
         features.setdefault(name, []).append(torch.stack(seen).half().cpu())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: torch.stack(rows) for name, rows in features.items()}, partial)
-    os.replace(partial, path)
+    return {name: torch.stack(rows) for name, rows in features.items()}, {}

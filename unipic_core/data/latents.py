@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from .cache import cached
 from .pictures import to_tensor
 from .sources import open_source
 
@@ -55,15 +53,12 @@ def fingerprint(spec: dict, vae: torch.nn.Module) -> str:
 def open_latents(spec: dict, vae: torch.nn.Module, folder: Path) -> LatentSet:
     """The latents of a data source, encoded now unless `folder` holds them from an earlier run."""
     path = folder / f"{fingerprint(spec, vae)}.safetensors"
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        if not path.exists():
-            encode_source(spec, vae, path)
-    return LatentSet(path)
+    return LatentSet(cached(path, lambda: encode_source(spec, vae)))
 
 
 @torch.no_grad()
-def encode_source(spec: dict, vae: torch.nn.Module, path: Path) -> None:
-    """Write the file that LatentSet reads; latents are the posterior's mode, stored as float16."""
+def encode_source(spec: dict, vae: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of the file that LatentSet reads; latents are the posterior's mode, in float16."""
     waiting, latents, prompts = {}, {}, {}
 
     def encode(shape):
@@ -86,7 +81,4 @@ def encode_source(spec: dict, vae: torch.nn.Module, path: Path) -> None:
     for shape in list(waiting):
         encode(shape)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: torch.cat(parts) for name, parts in latents.items()}, partial, {"prompts": json.dumps(prompts)})
-    os.replace(partial, path)
+    return {name: torch.cat(parts) for name, parts in latents.items()}, {"prompts": json.dumps(prompts)}

@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, SiglipVisionConfig
 
+from ..files import fresh_folder
 from ..kontext.checkpoint import check_file, read_json
 from ..kontext.loading import check_fit
 from .config import UniPic1Config
@@ -65,11 +64,7 @@ def load(folder: Path, dtype: torch.dtype, device: str | torch.device) -> UniPic
 
 def save(model: UniPic1, folder: Path, dtype: torch.dtype | None) -> None:
     """See `UniPic1.save_pretrained`."""
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already. Give a folder that does not.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with fresh_folder(folder) as partial:
         state, parts = model.state_dict(), {OWN["weights"]: {}, OWN["vae"]: {}}
         for name, stored in stored_names(model).items():
             tensor = state[name].to("cpu", dtype or state[name].dtype).contiguous()
@@ -83,11 +78,6 @@ def save(model: UniPic1, folder: Path, dtype: torch.dtype | None) -> None:
         model.siglip2.config.save_pretrained(partial / OWN["siglip2"])
         model.prompts.tokenizer.save_pretrained(partial / OWN["tokenizer"])
         (partial / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def find_files(folder: Path) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from ..data.latents import open_latents
 from ..data.pictures import save_grid, to_pictures
+from ..files import replaced_folder
 from ..kontext import KontextPipeline, TextEncoders, load_transformer
 from .config import DTYPES, LoopConfig
 
@@ -103,16 +104,13 @@ class FlowTask(torch.nn.Module):
 
     def export(self, folder: Path) -> None:
         """Write a whole model folder: the trained parts in `export_dtype`, the others as they came."""
-        partial = folder.with_name(f".{folder.name}-partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(self.config.model, partial)
-        dtype = DTYPES[self.config.export_dtype]
-        parts = {"vae": self.vae, "transformer": self.transformer, **dict(self.text.named_children())}
-        for name, part in parts.items():
-            shutil.rmtree(partial / name)
-            copy.deepcopy(part).to(dtype).save_pretrained(partial / name)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with replaced_folder(folder) as partial:
+            shutil.copytree(self.config.model, partial)
+            dtype = DTYPES[self.config.export_dtype]
+            parts = {"vae": self.vae, "transformer": self.transformer, **dict(self.text.named_children())}
+            for name, part in parts.items():
+                shutil.rmtree(partial / name)
+                copy.deepcopy(part).to(dtype).save_pretrained(partial / name)
 
 
 def configure(transformer: torch.nn.Module, config: FlowMatchingConfig) -> None:

@@ -5,7 +5,6 @@ stage trains all three on both tasks. The VLM is frozen throughout.
 """
 
 import copy
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from ..data.features import open_features
 from ..data.latents import open_latents
 from ..data.pictures import save_grid, to_pictures
+from ..files import replaced_folder
 from ..kontext import KontextPipeline, load_transformer
 from ..metaquery import MetaQueryConditioner, MetaQueryEncoder, load_vlm
 from ..metaquery.encoder import load_image_processor, load_tokenizer
@@ -117,15 +117,12 @@ class MetaQueryTask(torch.nn.Module):
 
     def export(self, folder: Path) -> None:
         """Write transformer/, vae/, conditioner/ and scheduler/, as released; the VLM stays where it is."""
-        partial = folder.with_name(f".{folder.name}-partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        dtype = DTYPES[self.config.export_dtype]
-        parts = {"transformer": self.transformer, "vae": self.vae, "conditioner": self.encoder.conditioner}
-        for name, part in parts.items():
-            copy.deepcopy(part).to(dtype).save_pretrained(partial / name)
-        self.scheduler.save_pretrained(partial / "scheduler")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with replaced_folder(folder) as partial:
+            dtype = DTYPES[self.config.export_dtype]
+            parts = {"transformer": self.transformer, "vae": self.vae, "conditioner": self.encoder.conditioner}
+            for name, part in parts.items():
+                copy.deepcopy(part).to(dtype).save_pretrained(partial / name)
+            self.scheduler.save_pretrained(partial / "scheduler")
 
 
 def load_encoder(config: MetaQueryConfig) -> MetaQueryEncoder:

@@ -5,13 +5,11 @@ reads the release reads it too. The tokenizers know the recipe's words as one to
 """
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from ..files import fresh_folder
 
 LETTERS = [chr(c) for c in range(33, 127)]
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
@@ -20,22 +18,6 @@ CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 def write_json(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-@contextmanager
-def fresh_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` when all went well. FileExistsError: there is an `out` already."""
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; a fresh model is never written over another one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def train_clip_bpe(words: list[str]) -> tuple[dict[str, int], list[str]]:

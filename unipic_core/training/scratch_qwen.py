@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .scratch import fresh_folder, write_json
+from ..files import fresh_folder
+from .scratch import write_json
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

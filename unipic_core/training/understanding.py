@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ..data.pictures import save_grid
 from ..data.questions import Question, open_questions
+from ..files import replaced_folder
 from ..metaquery.context import vision_tower
 from .chat import Chat
 from .config import DTYPES, LoopConfig
@@ -81,13 +82,10 @@ class UnderstandingTask(torch.nn.Module):
         vlm = self.chat.vlm.merge_and_unload() if self.config.lora_rank else self.chat.vlm
         dtype = DTYPES[self.config.export_dtype]
         weights = {name: value.to("cpu", dtype) for name, value in vlm.state_dict().items()}
-        partial = folder.with_name(f".{folder.name}-partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        vlm.save_pretrained(partial, state_dict=weights)
-        others = shutil.ignore_patterns("*.safetensors*", "*.bin*")
-        shutil.copytree(self.config.model, partial, dirs_exist_ok=True, ignore=others)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with replaced_folder(folder) as partial:
+            vlm.save_pretrained(partial, state_dict=weights)
+            others = shutil.ignore_patterns("*.safetensors*", "*.bin*")
+            shutil.copytree(self.config.model, partial, dirs_exist_ok=True, ignore=others)
 
 
 def with_adapters(vlm: torch.nn.Module, config: UnderstandingConfig) -> torch.nn.Module:

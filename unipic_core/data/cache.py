@@ -1,0 +1,22 @@
+"""Tensors that are computed once and kept on disk between runs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+
+def cached(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], dict[str, str]]]) -> Path:
+    """`path`, a safetensors file; of several processes one makes it, from (tensors, metadata), unless it is there."""
+    # Whoever asks for the state first decides on its device; without a GPU, processes only find each other on CPUs.
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        if not path.exists():
+            tensors, metadata = make()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            save_file(tensors, partial, metadata)
+            os.replace(partial, path)
+    return path

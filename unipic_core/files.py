@@ -1,0 +1,33 @@
+"""Folders that are written whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def fresh_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` when all went well. FileExistsError: there is an `out` already."""
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; a fresh model is never written over another one")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """Where to make a folder that takes the place of `out`, if there is one, when all went well."""
+    partial = out.with_name(f".{out.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
