@@ -71,6 +71,21 @@ def scaled_fp8(state, dtype=torch.float8_e4m3fn):
     return scaled
 
 
+def described_fp8(state):
+    """The same as ComfyUI writes it today: every layer says how it is stored."""
+    described = {}
+    for name, tensor in scaled_fp8(state).items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "scale_weight":
+            described[f"{layer}.weight_scale"] = tensor
+            described[f"{layer}.comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+        elif kind == "scale_input":
+            described[f"{layer}.input_scale"] = tensor
+        elif name != "scaled_fp8":
+            described[name] = tensor
+    return described
+
+
 def cast(dtype):
     return lambda state: {name: tensor.to(dtype) for name, tensor in state.items()}
 
@@ -88,10 +103,11 @@ def cast(dtype):
         (scaled_fp8, 0.03),
         (lambda state: scaled_fp8(to_native(state)), 0.03),
         (lambda state: {PREFIX + name: tensor for name, tensor in scaled_fp8(to_native(state)).items()}, 0.03),
+        (described_fp8, 0.03),
     ],
     ids=[
         *("diffusers", "native", "full checkpoint", "fp16", "bf16", "fp8 e4m3", "fp8 e5m2"),
-        *("scaled fp8", "native scaled fp8", "prefixed scaled fp8"),
+        *("scaled fp8", "native scaled fp8", "prefixed scaled fp8", "described fp8"),
     ],
 )
 def test_a_single_file_gives_the_same_model(state, assert_same, tmp_path, convert, tolerance):
@@ -237,11 +253,11 @@ def test_every_tensor_that_does_not_fit_is_reported(model_folder, state, tmp_pat
         assert part in str(error.value)
 
 
-def test_scale_without_its_marker_is_not_ignored(state, tmp_path):
+def test_scale_of_a_missing_weight_is_named(state, tmp_path):
     state = scaled_fp8(state)
-    del state["scaled_fp8"]
+    del state["context_embedder.weight"]
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"unexpected \(context_embedder\.scale_input; context_embedder\.scale_weight"):
+    with pytest.raises(ValueError, match=r"scales context_embedder\.weight, but does not hold it"):
         load_transformer(tmp_path / "model.safetensors")
 
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+
+from ..weights import Weights
 
 DIFFUSION_PREFIX = "model.diffusion_model."
 OTHER_PARTS = ("first_stage_model.", "text_encoders.", "conditioner.", "cond_stage_model.")
@@ -93,34 +94,7 @@ def read_diffusion_model(files: list[Path]) -> dict[str, torch.Tensor]:
 
     A full checkpoint keeps its diffusion model under `model.diffusion_model.`, beside VAE and text encoders.
     """
-    tensors = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            skipped = OTHER_PARTS if any(name.startswith(DIFFUSION_PREFIX) for name in names) else ()
-            for name in names:
-                if not name.startswith(skipped):
-                    tensors[name.removeprefix(DIFFUSION_PREFIX)] = opened.get_tensor(name)
-    return undo_fp8_scaling(tensors)
-
-
-def undo_fp8_scaling(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Multiply fp8 weights by their scales where ComfyUI's `scaled_fp8` marker says that there are some.
-
-    `scale_input` serves fp8 arithmetic alone: it quantises activations, not weights.
-    """
-    if "scaled_fp8" not in tensors:
-        return tensors
-    scales = {name: tensor for name, tensor in tensors.items() if name.endswith(".scale_weight")}
-    plain = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name != "scaled_fp8" and not name.endswith((".scale_weight", ".scale_input"))
-    }
-    for name, scale in scales.items():
-        weight = name.removesuffix("scale_weight") + "weight"
-        if weight not in plain:
-            raise ValueError(f"The file scales {weight}, but does not hold it. It is incomplete; download it again.")
-        rows = scale.float().reshape(-1, *[1] * (plain[weight].ndim - 1))
-        plain[weight] = plain[weight].float() * rows
-    return plain
+    weights = Weights(files)
+    others = OTHER_PARTS if any(name.startswith(DIFFUSION_PREFIX) for name in weights) else ()
+    names = [name for name in weights if not name.startswith(others)]
+    return {name.removeprefix(DIFFUSION_PREFIX): weights.tensor(name) for name in names}

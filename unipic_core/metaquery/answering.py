@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -63,6 +64,15 @@ def decode(tokenizer, tokens: list[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+@contextmanager
+def seeded(seed: int | None, device: torch.device):
+    """Within, what is drawn follows from `seed`, and PyTorch's own generators go on undisturbed afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
 def answer(vlm, tokenizer, ids: list[int], seen: list, sampling: Sampling, seed: int | None, callback) -> str:
     """What the VLM says after the tokens `ids`, whose pictures are `seen` as (patches, grid)."""
     weight = vlm.get_input_embeddings().weight
@@ -75,10 +85,7 @@ def answer(vlm, tokenizer, ids: list[int], seen: list, sampling: Sampling, seed:
         if "mm_token_type_ids" in inspect.signature(vlm.forward).parameters:
             inputs["mm_token_type_ids"] = (ids == vlm.config.image_token_id).long()
 
-    devices = [weight.device] if weight.device.type == "cuda" else []
-    with torch.random.fork_rng(devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed, weight.device):
         output = vlm.generate(
             **inputs,
             **sampling.options(),

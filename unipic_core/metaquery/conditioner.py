@@ -9,7 +9,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..kontext.checkpoint import read_json, weight_files
-from .weights import Weights
+from ..kontext.loading import check_fit
+from ..weights import Weights
 
 EPSILON = 1e-6
 
@@ -127,7 +128,7 @@ class MetaQueryConditioner(ModelMixin, ConfigMixin):
         with torch.device("meta"):
             model = cls.from_config(config)
         weights = Weights(weight_files(folder))
-        weights.check(folder, {name: tensor.shape for name, tensor in model.state_dict().items()})
+        check_fit(folder, weights.shapes(), {name: tensor.shape for name, tensor in model.state_dict().items()})
         model.load_state_dict({name: weights.read(name, dtype, device) for name in weights}, assign=True)
         return model.eval()
 

@@ -8,10 +8,11 @@ from torch import nn
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from ..kontext.checkpoint import weight_files
+from ..kontext.loading import check_fit
+from ..weights import Weights
 from .config import CONFIG_7B, read_config
 from .names import check_architecture, released_name
 from .quantization import quantized
-from .weights import Weights
 
 
 def load_vlm(
@@ -50,7 +51,7 @@ def load_vlm(
     tied = config.tie_word_embeddings and "lm_head.weight" not in set(weights)
     if tied:
         del shapes["lm_head.weight"]
-    weights.check(path, shapes)
+    check_fit(path, weights.shapes(), shapes)
 
     for name, module in list(vlm.named_modules()):
         own = {key: f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}

@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..kontext.loading import check_fit
-
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
 INPUT_SCALES = ("scale_input", "input_scale")
 FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
@@ -50,21 +48,21 @@ class Weights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
 
-    def shape(self, name: str) -> torch.Size:
+    def shapes(self) -> dict[str, torch.Size]:
+        return {name: torch.Size(file.get_slice(key).get_shape()) for name, (file, key) in self._sources.items()}
+
+    def tensor(self, name: str, device: str | torch.device = "cpu") -> torch.Tensor:
+        """The tensor as stored, on the CPU still memory-mapped; a scaled one as float32."""
         opened, key = self._sources[name]
-        return torch.Size(opened.get_slice(key).get_shape())
+        tensor = opened.get_tensor(key).to(device)
+        if name in self._scales:
+            rows = self._scales[name].to(device).float().reshape(-1, *[1] * (tensor.ndim - 1))
+            tensor = tensor.float() * rows
+        return tensor
 
     def read(self, name: str, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
         """A copy that does not hang on the file."""
-        opened, key = self._sources[name]
-        tensor = opened.get_tensor(key)
-        if name in self._scales:
-            tensor = tensor.to(device).float() * self._scales[name].to(device).float().reshape(-1, 1)
-        return tensor.to(device, dtype, copy=True)
-
-    def check(self, source, shapes: dict[str, torch.Size]) -> None:
-        """Raise ValueError unless the files hold exactly the tensors of `shapes`."""
-        check_fit(source, {name: self.shape(name) for name in self}, shapes)
+        return self.tensor(name, device).to(dtype, copy=True)
 
 
 def _check_format(file: Path, layer: str, description: torch.Tensor) -> None:
