@@ -50,6 +50,14 @@ def test_scaled_latents_rebuild_the_same_pictures(config):
     assert latents.std().item() * task.vae.config.scaling_factor == pytest.approx(1, abs=1e-4)
 
 
+def test_noise_says_how_far_from_the_mean_the_decoder_learns(config):
+    batch = VaeTask(config).draw(0, 4)
+    other = {**batch, "noise": -batch["noise"]}
+    for noise, same in ((0.0, True), (0.5, False)):
+        task = VaeTask(VaeConfig(**{**vars(config), "noise": noise}))
+        assert (task(batch)[0] == task(other)[0]).item() == same
+
+
 def test_decoder_only_keeps_the_latents(config, scratch_folder):
     config = VaeConfig(**{**vars(config), "decoder_only": True, "steps": 3})
     trained = AutoencoderKL.from_pretrained(run(VaeTask(config), config) / "vae").state_dict()

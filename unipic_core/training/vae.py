@@ -17,22 +17,28 @@ from .config import DTYPES, LoopConfig
 class VaeConfig(LoopConfig):
     """A run of `trainers.vae`."""
 
-    model: str  # model folder whose vae/ is trained
+    model: str  # model folder whose autoencoder is trained
     data: list[dict]  # data sources; targets and references are all pictures to rebuild
     kl_weight: float = 1e-3  # weight of the KL divergence, a mean over latent elements
     decoder_only: bool = False  # keep the encoder, and so the latents that other models were trained on
-    crop: int = 0  # train on random squares of this edge, a multiple of 8; 0: whole pictures
+    noise: float = 1.0  # noise on the latents that the decoder learns from, in deviations of the posterior
+    crop: int = 0  # train on random squares of this edge, a multiple of the stride; 0: whole pictures
 
 
 class VaeTask(torch.nn.Module):
-    """Rebuild pictures through 16 latent channels of stride 8; loss = L1 + MSE + weight·KL."""
+    """Rebuild pictures through latents; loss = L1 + MSE + weight·KL."""
 
     def __init__(self, config: VaeConfig):
         super().__init__()
         self.config = config
-        self.vae = AutoencoderKL.from_pretrained(config.model, subfolder="vae")
-        self.vae.encoder.requires_grad_(not config.decoder_only)
+        self.vae = self.load()
+        for part in (self.vae.encoder, self.vae.quant_conv):
+            if part is not None:
+                part.requires_grad_(not config.decoder_only)
         self.sources = [open_source(spec) for spec in config.data]
+
+    def load(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(self.config.model, subfolder="vae")
 
     def pictures(self, rng: np.random.Generator, count: int) -> list[np.ndarray]:
         """`count` pictures of one size."""
@@ -50,14 +56,16 @@ class VaeTask(torch.nn.Module):
         pictures = to_tensor(self.pictures(rng, batch_size))
         if self.config.crop:
             pictures = random_crops(rng, pictures, self.config.crop)
-        height, width = (edge // 8 for edge in pictures.shape[-2:])
+        shape = self.vae.config
+        height, width = (edge >> (len(shape.block_out_channels) - 1) for edge in pictures.shape[-2:])
         generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
-        return {"pictures": pictures, "noise": torch.randn(batch_size, 16, height, width, generator=generator)}
+        noise = torch.randn(batch_size, shape.latent_channels, height, width, generator=generator)
+        return {"pictures": pictures, "noise": noise}
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pictures = batch["pictures"].contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(pictures).latent_dist
-        rebuilt = self.vae.decode(posterior.mean + posterior.std * batch["noise"]).sample
+        rebuilt = self.vae.decode(posterior.mean + self.config.noise * posterior.std * batch["noise"]).sample
         error = rebuilt.float() - pictures
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         loss = error.abs().mean() + error.square().mean() + self.config.kl_weight * kl
