@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from ..files import fresh_folder
+from .vocabulary import byte_pairs
 
 LETTERS = [chr(c) for c in range(33, 127)]
-CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+CLIP_START, CLIP_END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -20,25 +21,11 @@ def write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def train_clip_bpe(words: list[str]) -> tuple[dict[str, int], list[str]]:
-    """CLIP's byte-pair vocabulary with every word merged to a single token: (vocab, merges)."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, show_progress=False, initial_alphabet=LETTERS, end_of_word_suffix="</w>"
-    )
-    tokenizer.train_from_iterator([*LETTERS, *words], trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+def write_clip_tokenizer(folder: Path, words: list[str], length: int, pad_token: str) -> dict[str, int]:
+    endings = [letter + WORD_END for letter in LETTERS]
+    vocab, merges = byte_pairs([*LETTERS, *endings], [[*word[:-1], word[-1] + WORD_END] for word in words])
     for special in (CLIP_START, CLIP_END):
         vocab[special] = len(vocab)
-    return vocab, [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-
-
-def write_clip_tokenizer(folder: Path, words: list[str], length: int, pad_token: str) -> dict[str, int]:
-    vocab, merges = train_clip_bpe(words)
     write_json(folder / "vocab.json", vocab)
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     specials = {"bos_token": CLIP_START, "eos_token": CLIP_END, "unk_token": CLIP_END, "pad_token": pad_token}

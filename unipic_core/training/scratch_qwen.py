@@ -11,6 +11,7 @@ import torch
 
 from ..files import fresh_folder
 from .scratch import write_json
+from .vocabulary import byte_pairs
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -37,25 +38,21 @@ CONTEXT = 4096
 
 def write_tokenizer(folder: Path, texts: list[str]) -> dict[str, int]:
     """A byte-level tokenizer that knows every pretoken of `texts` as one token; returns the ids of all tokens."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Regex, pre_tokenizers
     from transformers import Qwen2TokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PRETOKENS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=100_000, initial_alphabet=sorted(alphabet), show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    write_json(folder / "vocab.json", model["vocab"])
+    words = [word for text in texts for word, _ in split.pre_tokenize_str(text)]
+    vocab, merges = byte_pairs(sorted(pre_tokenizers.ByteLevel.alphabet()), words)
+    write_json(folder / "vocab.json", vocab)
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
-    ids = {token: len(model["vocab"]) + number for number, token in enumerate(SPECIAL_TOKENS)}
+    ids = {token: len(vocab) + number for number, token in enumerate(SPECIAL_TOKENS)}
     token = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -72,7 +69,7 @@ def write_tokenizer(folder: Path, texts: list[str]) -> dict[str, int]:
     write_json(folder / "tokenizer_config.json", settings)
     fast = Qwen2TokenizerFast.from_pretrained(folder).backend_tokenizer
     fast.save(str(folder / "tokenizer.json"))
-    return {**model["vocab"], **ids}
+    return {**vocab, **ids}
 
 
 def qwen_config(recipe: dict, ids: dict[str, int]) -> dict:
