@@ -1,6 +1,7 @@
 """python -m trainers.evaluate --model FOLDER [--out FILE.json]: score a model in the shape world.
 
-FOLDER is a Kontext model, a Qwen2.5-VL, or a UniPic2-MetaQuery model (language model: its qwen2_5_vl/, or --qwen).
+FOLDER is a Kontext model, a Qwen2.5-VL, a UniPic2-MetaQuery model (language model: its qwen2_5_vl/, or --qwen), or a
+UniPic 1 model, of which --steps are the iterations.
 """
 
 import argparse
@@ -8,8 +9,16 @@ import json
 from pathlib import Path
 
 from unipic_core.evaluation import shapes as evaluation
-from unipic_core.evaluation.models import answerer, kontext_generator, metaquery_generator, rebuilder
+from unipic_core.evaluation.models import (
+    answerer,
+    kontext_generator,
+    metaquery_generator,
+    rebuilder,
+    unipic1_answerer,
+    unipic1_generator,
+)
 from unipic_core.kontext import KontextPipeline
+from unipic_core.mar import UniPic1
 from unipic_core.metaquery import MetaQueryEncoder
 from unipic_core.training.chat import Chat
 
@@ -50,13 +59,26 @@ def evaluate_qwen(args: argparse.Namespace) -> dict:
     return {"understanding": evaluation.understanding(answerer(chat), args.per_group)}
 
 
+def evaluate_unipic1(args: argparse.Namespace) -> dict:
+    model = UniPic1.from_pretrained(args.model)
+    generate = unipic1_generator(model, num_iter=args.steps, cfg=args.cfg)
+    return {
+        "steps": args.steps,
+        "cfg": args.cfg,
+        "text_to_image": evaluation.text_to_image(generate, args.per_group),
+        "edit": evaluation.edit(generate, args.per_group),
+        "understanding": evaluation.understanding(unipic1_answerer(model), args.per_group),
+        "reconstruction": evaluation.reconstruction(rebuilder(model.vae), args.per_group),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--qwen", help="Qwen2.5-VL folder of a MetaQuery model, if not in it")
     parser.add_argument("--out", help="JSON file for the table")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=3.5)
+    parser.add_argument("--steps", type=int, help="default: 20, or 16 iterations")
+    parser.add_argument("--cfg", type=float, help="default: 3.5, or 3 for UniPic 1")
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task, edits a type, questions a kind")
     parser.add_argument(
         "--reference-to",
@@ -66,7 +88,13 @@ def main() -> None:
         help="which parts of a MetaQuery model see the picture to edit",
     )
     args = parser.parse_args()
-    if (Path(args.model) / "conditioner").is_dir():
+    is_unipic1 = (Path(args.model) / "vae.safetensors").is_file()
+    for name, value in zip(("steps", "cfg"), (16, 3.0) if is_unipic1 else (20, 3.5), strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if is_unipic1:
+        result = evaluate_unipic1(args)
+    elif (Path(args.model) / "conditioner").is_dir():
         result = evaluate_metaquery(args)
     elif (Path(args.model) / "config.json").is_file():
         result = evaluate_qwen(args)

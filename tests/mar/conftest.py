@@ -1,16 +1,15 @@
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 sys.path.append(str(FIXTURES))
 
-import golden_weights  # noqa: E402
+import unipic1_golden  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -32,26 +31,15 @@ def cases(golden):
 
 
 @pytest.fixture(scope="session")
-def weights(golden):
+def weights():
     """(model tensors, autoencoder tensors) of the golden cases."""
-    config = json.loads((golden / "config.json").read_text())
-    return (
-        golden_weights.state_dict(golden / "unipic1_layout.json", config["weights_seed"]),
-        golden_weights.state_dict(golden / "vae_layout.json", config["vae_weights_seed"]),
-    )
+    return unipic1_golden.weights()
 
 
 @pytest.fixture(scope="session")
-def model_folder(golden, weights, tmp_path_factory):
+def model_folder(tmp_path_factory):
     """The golden cases' checkpoint in the product's own layout."""
-    folder = tmp_path_factory.mktemp("unipic1") / "model"
-    folder.mkdir()
-    for part in ("llm", "siglip2", "tokenizer"):
-        shutil.copytree(golden / part, folder / part)
-    shutil.copy(golden / "config.json", folder)
-    for name, tensors in zip(("model", "vae"), weights, strict=True):
-        save_file(tensors, folder / f"{name}.safetensors")
-    return folder
+    return unipic1_golden.build(tmp_path_factory.mktemp("unipic1") / "model")
 
 
 @pytest.fixture(scope="session")

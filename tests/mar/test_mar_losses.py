@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unipic_core.mar import UniPic1
-from unipic_core.mar.losses import diffusion_loss, draw_mask, image_loss, masking_ratio, text_loss
+from unipic_core.mar.losses import diffusion_loss, draw, image_loss, masking_ratio, text_loss
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def test_masking_ratio_is_a_truncated_normal():
 
 
 def test_a_mask_splits_the_tokens():
-    visible, hidden = draw_mask(3, 16, seeded())
+    visible, hidden, noise, steps = draw(3, 16, 5, seeded(), copies=2)
+    assert noise.shape == (3, hidden.shape[1], 2, 5) and steps.shape == noise.shape[:3]
     both = torch.cat([visible, hidden], dim=1)
     assert torch.equal(both.sort(dim=1).values, torch.arange(16).expand(3, -1))
     assert torch.equal(visible, visible.sort(dim=1).values) and torch.equal(hidden, hidden.sort(dim=1).values)
@@ -41,7 +42,7 @@ def reached(model):
 def test_generation_reaches_everything_but_the_eyes(trainable):
     prompts = [trainable.prompts.ids(text) for text in ("Generate an image: a fox", "Generate an image: two cups")]
     tokens = torch.randn(2, 16, 16, generator=seeded())
-    image_loss(trainable, prompts, tokens, (4, 4), generator=seeded(1)).backward()
+    image_loss(trainable, prompts, tokens, (4, 4), draw(2, 16, 16, seeded(1))).backward()
     expected = {
         name
         for name, parameter in trainable.named_parameters()
@@ -55,7 +56,7 @@ def test_editing_looks_at_the_source(trainable):
     tokens, source = torch.randn(2, 2, 16, 16, generator=seeded())
     losses = []
     for each in (source, source.flip(0)):
-        losses.append(image_loss(trainable, prompts, tokens, (4, 4), each, seeded(2)))
+        losses.append(image_loss(trainable, prompts, tokens, (4, 4), draw(2, 16, 16, seeded(2)), each))
     losses[0].backward()
     assert "mar.encoder_blocks.0.attn.qkv.weight" in reached(trainable)
     assert losses[0].item() != losses[1].item()
@@ -65,9 +66,9 @@ def test_editing_looks_at_the_source(trainable):
 def test_checkpointing_changes_nothing(trainable, checkpointing):
     prompts = [trainable.prompts.ids("Generate an image: a fox")]
     tokens = torch.randn(1, 16, 16, generator=seeded())
-    plain = image_loss(trainable, prompts, tokens, (4, 4), generator=seeded(2))
+    plain = image_loss(trainable, prompts, tokens, (4, 4), draw(1, 16, 16, seeded(2)))
     trainable.mar.gradient_checkpointing = checkpointing
-    again = image_loss(trainable, prompts, tokens, (4, 4), generator=seeded(2))
+    again = image_loss(trainable, prompts, tokens, (4, 4), draw(1, 16, 16, seeded(2)))
     again.backward()
     assert torch.equal(plain, again)
 
@@ -77,8 +78,10 @@ def test_answers_teach_the_eyes_a_tenth(trainable):
     prompts = [trainable.prompts.ids("what is it?", 4), trainable.prompts.ids("how many stars are there?", 4)]
     answers = [trainable.prompts.tokenizer(text)["input_ids"] for text in ("a star", "2")]
     seen = trainable.embed_siglip2(pictures).detach().requires_grad_()
-    loss = text_loss(trainable, prompts, answers, seen)
+    losses, right = text_loss(trainable, prompts, answers, seen)
+    loss = losses.sum() / sum(len(answer) + 1 for answer in answers)
     loss.backward()
+    assert losses.shape == right.shape == (2,)
     scaled = seen.grad.clone()
     # The same loss by hand, without the scaling, one sample at a time.
     plain = seen.detach().clone().requires_grad_()
@@ -104,7 +107,8 @@ def test_the_head_learns_a_picture(trainable):
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, betas=(0.9, 0.95))
     generator, losses = seeded(1), []
     for _ in range(120):
-        loss = diffusion_loss(head, target, condition, generator, copies=16)
+        draws = draw(1, 8, 16, generator, copies=16, mask_min=0.999)
+        loss = diffusion_loss(head, target, condition, draws.noise[0], draws.steps[0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -19,9 +19,11 @@ def to_pictures(tensor: torch.Tensor) -> np.ndarray:
 
 
 def save_grid(path: Path, rows: list[np.ndarray]) -> None:
-    """Pictures [B, H, W, 3] of each row side by side, the rows below each other."""
+    """Pictures [B, H, W, 3] of each row side by side, the rows below each other; shorter rows end in black."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    strips = [np.concatenate(list(row), axis=1) for row in rows]
+    width = max(strip.shape[1] for strip in strips)
+    grid = np.concatenate([np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0))) for strip in strips])
     partial = path.with_name("." + path.name)
     Image.fromarray(grid).save(partial)
     os.replace(partial, path)

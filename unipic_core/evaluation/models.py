@@ -6,6 +6,7 @@ from PIL import Image
 
 from ..data.pictures import to_pictures, to_tensor
 from ..kontext import KontextPipeline
+from ..mar import UniPic1
 from ..metaquery import MetaQueryEncoder
 from ..metaquery.sampling import generate
 from ..training.chat import Chat
@@ -51,5 +52,29 @@ def rebuilder(vae: torch.nn.Module):
 def answerer(chat: Chat) -> Answer:
     def answer(pictures: np.ndarray, questions: list[str]) -> list[str]:
         return chat.answer([Image.fromarray(picture) for picture in pictures], questions)
+
+    return answer
+
+
+def unipic1_generator(model: UniPic1, **settings) -> Generate:
+    """`settings`: fields of `mar.sampling.Settings`. Pictures are as large as the references or the learned grid."""
+
+    def draw(prompts: list[str], references: np.ndarray | None, seeds: list[int]) -> np.ndarray:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if references is None:
+            pictures = model.generate(prompts, generator=generators, **settings)
+        else:
+            pictures = model.edit(to_tensor(references), prompts, generator=generators, **settings)
+        return to_pictures(pictures)
+
+    return draw
+
+
+def unipic1_answerer(model: UniPic1, max_new_tokens: int = 64) -> Answer:
+    def answer(pictures: np.ndarray, questions: list[str]) -> list[str]:
+        return [
+            model.describe(to_tensor([picture]), question, max_new_tokens=max_new_tokens)
+            for picture, question in zip(pictures, questions, strict=True)
+        ]
 
     return answer

@@ -47,6 +47,7 @@ class VaeConfig:
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     z_channels: int = 16
+    norm_num_groups: int = 32  # of every normalisation; fewer for narrow models
     attn_resolutions_encoder: tuple[int, ...] = (16,)
     attn_resolutions_decoder: tuple[int, ...] = ()
     resolution: int = 256  # the edge at which the attention resolutions are counted

@@ -1,6 +1,7 @@
 """What UniPic 1 learns from: images as MAR does (Li et al. 2024), answers as Harmon does (Wu et al. 2025)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,87 +16,124 @@ COPIES = 4
 ENCODER_GRADIENT = 0.1
 
 
-def masking_ratio(generator: torch.Generator | None = None) -> float:
-    """Share of tokens to hide: normal around 1 with deviation 0.25, truncated to [0.7, 1]."""
-    lowest = 0.5 * (1 + math.erf((MASK_MIN - MASK_MEAN) / MASK_STD / math.sqrt(2)))
+class Draws(NamedTuple):
+    """What chance decides about the tokens of B pictures, V of them visible and M hidden."""
+
+    visible: torch.Tensor  # indices [B, V], ascending
+    hidden: torch.Tensor  # indices [B, M], ascending
+    noise: torch.Tensor  # for each noisy copy of the hidden tokens, [B, M, copies, 16]
+    steps: torch.Tensor  # their training steps in 0…999, [B, M, copies]
+
+
+def masking_ratio(generator: torch.Generator | None = None, std: float = MASK_STD, minimum: float = MASK_MIN) -> float:
+    """Share of tokens to hide: normal around 1 with deviation `std`, truncated to [`minimum`, 1]."""
+    lowest = 0.5 * (1 + math.erf((minimum - MASK_MEAN) / std / math.sqrt(2)))
     uniform = torch.rand((), generator=generator, dtype=torch.float64)
     quantile = lowest + (0.5 - lowest) * uniform
-    return (MASK_MEAN + MASK_STD * math.sqrt(2) * torch.erfinv(2 * quantile - 1)).clamp(MASK_MIN, 1).item()
+    return (MASK_MEAN + std * math.sqrt(2) * torch.erfinv(2 * quantile - 1)).clamp(minimum, 1).item()
 
 
-def draw_mask(batch: int, count: int, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the visible and of the hidden tokens, [B, V] and [B, M], ascending; one ratio for the batch."""
-    hidden = math.ceil(count * masking_ratio(generator))
+def draw(
+    batch: int,
+    count: int,
+    channels: int,
+    generator: torch.Generator | None = None,
+    copies: int = COPIES,
+    mask_std: float = MASK_STD,
+    mask_min: float = MASK_MIN,
+) -> Draws:
+    """Draws for pictures of `count` tokens, on the CPU; one masking ratio for the batch."""
+    hidden = math.ceil(count * masking_ratio(generator, mask_std, mask_min))
     orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(batch)])
-    return orders[:, hidden:].sort(dim=1).values, orders[:, :hidden].sort(dim=1).values
+    return Draws(
+        orders[:, hidden:].sort(dim=1).values,
+        orders[:, :hidden].sort(dim=1).values,
+        torch.randn(batch, hidden, copies, channels, generator=generator),
+        torch.randint(TRAIN_STEPS, (batch, hidden, copies), generator=generator),
+    )
 
 
 def diffusion_loss(
-    head, target: torch.Tensor, condition: torch.Tensor, generator: torch.Generator | None = None, copies: int = COPIES
+    head, target: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor
 ) -> torch.Tensor:
-    """Loss of the diffusion head on `copies` noisy copies of each token: target [N, 16], condition [N, width]."""
-    target, condition = target.repeat(copies, 1), condition.repeat(copies, 1)
-    noise = torch.randn(target.shape, generator=generator).to(target)
-    t = torch.randint(TRAIN_STEPS, (len(target),), generator=generator).to(target.device)
-    mse, bound = head.loss(target, condition, noise, t)
+    """Loss of the diffusion head on noisy copies of tokens.
+
+    Args:
+        target: clean tokens, [N, 16].
+        condition: [N, decoder width].
+        noise, steps: of each copy, [N, copies, 16] and [N, copies].
+    """
+    target, condition = (rows.repeat_interleave(noise.shape[1], dim=0) for rows in (target, condition))
+    mse, bound = head.loss(target, condition, noise.flatten(0, 1), steps.flatten())
     return (mse + bound).mean()
 
 
 def image_loss(
     model,
-    prompts: list[list[int]],
+    prompts: list[list[int]] | None,
     tokens: torch.Tensor,
     grid: tuple[int, int],
+    draws: Draws,
     source: torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Predict hidden tokens of pictures from their prompts: generation, or editing with a source.
 
     Args:
-        prompts: token ids of each sample, with a place for every token of the source where there is one.
+        prompts: token ids of each sample, with a place for every token of the source where there is one. None leaves
+            the language model out: MAR by itself.
         tokens: latent tokens of the pictures, [B, h·w, 16].
+        draws: on the device of the tokens.
         source: latent tokens of the sources, of the same grid.
     """
-    mar = model.mar
-    visible, hidden = (index.to(tokens.device) for index in draw_mask(*tokens.shape[:2], generator))
+    mar, visible, hidden = model.mar, draws.visible, draws.hidden
     positions = mar.positions(mar.encoder_pos_embed_learned, grid)
     encoded = mar.encode(gather_rows(tokens, visible).to(model.dtype), visible, positions)
     elsewhere = pictures = None
     if source is not None:
         seen = model.encode_picture(source.to(model.dtype), grid)
         elsewhere, pictures = mar.decoder_embed(seen), model.embed_encoded(seen)
-    embeds, mask = embed_prompts(model, prompts, pictures)
-    answer = run_llm(model, embeds, mask, model.embed_encoded(encoded))
+    if prompts is not None:
+        embeds, mask = embed_prompts(model, prompts, pictures)
+        encoded = model.after_llm(encoded, run_llm(model, embeds, mask, model.embed_encoded(encoded)))
     condition = mar.decode(
-        model.after_llm(encoded, answer),
+        encoded,
         visible,
         hidden,
         mar.positions(mar.decoder_pos_embed_learned, grid),
         mar.positions(mar.diffusion_pos_embed_learned, grid),
         elsewhere,
     )
-    return diffusion_loss(mar.diffloss, gather_rows(tokens, hidden).flatten(0, 1), condition.flatten(0, 1), generator)
+    target = gather_rows(tokens, hidden)
+    return diffusion_loss(mar.diffloss, *(rows.flatten(0, 1) for rows in (target, condition, draws.noise, draws.steps)))
 
 
-def text_loss(model, prompts: list[list[int]], answers: list[list[int]], pictures: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the answers, the end of turn included.
+def text_loss(
+    model, prompts: list[list[int]], answers: list[list[int]], pictures: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each answer, summed over its tokens and the end of turn, and whether all are the likeliest.
 
     Args:
         prompts: token ids of the questions, with a place for every token of the picture.
         answers: token ids, without the end of turn.
         pictures: embeddings [B, count, width] by `embed_siglip2` or `embed_encoded`; the encoder behind them gets a
             tenth of the gradient.
+
+    Returns:
+        [B] and [B]
     """
     pictures = ENCODER_GRADIENT * pictures + (1 - ENCODER_GRADIENT) * pictures.detach()
     answers = [[*answer, model.prompts.stop_ids[0]] for answer in answers]
     turns = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     embeds, mask = embed_prompts(model, turns, pictures)
-    output = model.llm.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+    output = model.llm.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
     rows = [row for row, answer in enumerate(answers) for _ in answer]
     places = [len(prompt) - 1 + n for prompt, answer in zip(prompts, answers, strict=True) for n in range(len(answer))]
-    logits = model.llm.lm_head(output[rows, places])
+    logits = model.llm.lm_head(output[rows, places]).float()
     target = torch.tensor([token for answer in answers for token in answer], device=logits.device)
-    return F.cross_entropy(logits.float(), target)
+    lengths = [len(answer) for answer in answers]
+    losses = F.cross_entropy(logits, target, reduction="none").split(lengths)
+    right = (logits.argmax(dim=-1) == target).split(lengths)
+    return torch.stack([row.sum() for row in losses]), torch.stack([row.all() for row in right])
 
 
 def embed_prompts(model, prompts: list[list[int]], pictures: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,5 +152,6 @@ def run_llm(model, embeds: torch.Tensor, mask: torch.Tensor, appended: torch.Ten
         inputs_embeds=torch.cat([embeds, appended], dim=1),
         attention_mask=mask,
         position_ids=mask.cumsum(dim=1) - 1,
+        use_cache=False,
     ).last_hidden_state
     return hidden[:, -appended.shape[1] :]

@@ -121,7 +121,7 @@ class Mar(nn.Module):
         blank = self.mask_token if elsewhere is None else elsewhere
         places = torch.cat([torch.arange(count, device=visible.device).expand(batch, -1), visible + count], dim=1)
         places = places[..., None].expand(-1, -1, embedded.shape[-1])
-        hidden = blank.expand(batch, length, -1).scatter(1, places, embedded) + positions
+        hidden = blank.to(embedded.dtype).expand(batch, length, -1).scatter(1, places, embedded) + positions
         for block in self.decoder_blocks[:-1]:
             hidden = self._run(block, hidden)
         hidden = self._run(self.decoder_blocks[-1], hidden, wanted + count)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers import PretrainedConfig, Qwen2ForCausalLM, SiglipVisionModel
 
-from ..metaquery.answering import Progress
+from ..metaquery.answering import Progress, Sampling, seeded
 from ..metaquery.answering import decode as decode_text
 from ..metaquery.prompts import as_list
 from .config import UniPic1Config
@@ -162,16 +162,30 @@ class UniPic1(nn.Module):
         vision: str = "siglip2",
         max_new_tokens: int = 512,
         callback: Callable[[int, str], None] | None = None,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
     ) -> str:
-        """Answer a question about a picture, greedily.
+        """Answer a question about a picture.
 
         Args:
             image: PIL or [1, 3, H, W] in [−1, 1].
             vision: "siglip2", as in the paper, or "mar": the generator's own tokens, as in the released script.
             callback: called with the number of tokens and the text so far after every token; raise in it to stop.
+            temperature: 0 always takes the likeliest token; above, tokens are drawn.
+            top_p, top_k: draw from the likeliest tokens alone, up to this probability or number; 1.0 and 0 are off.
+            repetition_penalty: above 1, what was said already becomes less likely.
+            seed: makes drawing repeatable.
+
+        Raises:
+            TypeError, ValueError: not one picture, an option out of range, or more than the context holds.
         """
         if vision not in VISIONS:
             raise ValueError(f"vision is {vision!r}; use one of: {', '.join(VISIONS)}.")
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
         picture = as_tensor(image)
         if len(picture) != 1:
             raise ValueError(f"describe takes one picture, not a batch of {len(picture)}.")
@@ -184,16 +198,23 @@ class UniPic1(nn.Module):
         self._check_length(len(ids) + max_new_tokens)
         embeds = self.llm.model.embed_tokens(torch.tensor([ids], device=self.device))
         embeds = put_pictures(embeds, ids.index(self.prompts.image_token_id), seen)
-        answer = self.llm.generate(
-            inputs_embeds=embeds,
-            attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.prompts.stop_ids,
-            pad_token_id=self.prompts.stop_ids[0],
-            streamer=Progress(self.prompts.tokenizer, callback) if callback else None,
-        )
+        with seeded(seed, embeds.device):
+            answer = self.llm.generate(
+                inputs_embeds=embeds,
+                attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
+                **sampling.options(),
+                eos_token_id=self.prompts.stop_ids,
+                pad_token_id=self.prompts.stop_ids[0],
+                streamer=Progress(self.prompts.tokenizer, callback) if callback else None,
+            )
         return decode_text(self.prompts.tokenizer, answer[0].tolist())
+
+    def seen_size(self, image: torch.Tensor, vision: str = "siglip2") -> tuple[int, int]:
+        """Width and height at which `describe` looks at a picture [..., H, W]."""
+        if vision == "siglip2":
+            return (self.siglip2.config.image_size,) * 2
+        height, width = self._grid_of(image)
+        return width * self.config.mar.vae_stride, height * self.config.mar.vae_stride
 
     def encode(self, image: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Pictures [B, 3, H, W] in [−1, 1], resized to the grid, as latent tokens [B, h·w, 16]: posterior modes."""
@@ -262,7 +283,10 @@ class UniPic1(nn.Module):
     def _check_length(self, length: int, grid: tuple[int, int] | None = None) -> None:
         limit = self.llm.config.max_position_embeddings
         if length > limit:
-            what = f"a grid of {grid[0]}×{grid[1]} tokens" if grid else "this picture and the answer"
+            what = "this picture and the answer"
+            if grid:
+                height, width = (edge * self.config.mar.vae_stride for edge in grid)
+                what = f"a grid of {grid[0]}×{grid[1]} tokens ({width}×{height} pixels)"
             raise ValueError(
                 f"The prompt with {what} takes {length} positions, but the language model has {limit}. "
                 f"Use a {'smaller grid' if grid else 'smaller picture or fewer new tokens'}."

@@ -56,7 +56,7 @@ def remaining(count: int, num_iter: int) -> list[int]:
         ValueError: more iterations than tokens.
     """
     if num_iter > count:
-        raise ValueError(f"num_iter is {num_iter}, but the picture has {count} tokens: use at most {count} iterations.")
+        raise ValueError(f"{num_iter} iterations for a picture of {count} tokens: use at most {count} iterations.")
     left, result = count, []
     for iteration in range(1, num_iter):
         left = max(1, min(left - 1, math.floor(count * math.cos(math.pi / 2 * iteration / num_iter))))

@@ -35,6 +35,7 @@ def build_vae(config: VaeConfig) -> AutoencoderKL:
         block_out_channels=[config.ch * factor for factor in config.ch_mult],
         layers_per_block=config.num_res_blocks,
         latent_channels=config.z_channels,
+        norm_num_groups=config.norm_num_groups,
         sample_size=config.resolution,
     )
 

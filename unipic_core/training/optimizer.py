@@ -6,7 +6,10 @@ import torch
 
 from .config import LoopConfig
 
-ON_TOKENS = re.compile(r"\btransformer_blocks\.\d+\.(attn|ff)")
+ON_TOKENS = re.compile(
+    r"\btransformer_blocks\.\d+\.(attn|ff)"  # of diffusers' transformers, and of UniPic 1:
+    r"|\bmar\..*blocks\.\d+\.(attn|mlp)|\b(llm|siglip2)\..*layers\.\d+\.(self_attn|mlp)"
+)
 
 
 def make_optimizer(trained: dict[str, torch.nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
@@ -37,7 +40,7 @@ def by_scale(parameters: dict[str, torch.nn.Parameter], scales: dict[str, float]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices that act on a diffusion transformer's tokens, AdamW for the rest.
+    """Muon (Jordan et al. 2024) for the matrices that act on a transformer's tokens, AdamW for the rest.
 
     One learning rate serves both: Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2).
     """
@@ -47,7 +50,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             raise ImportError(f"optimizer muon needs PyTorch 2.9 or newer, this is {torch.__version__}; use adamw")
         matrices = {name: p for name, p in trained.items() if p.ndim == 2 and ON_TOKENS.search(name)}
         if not matrices:
-            raise ValueError("optimizer muon needs weights of transformer_blocks to train; use adamw")
+            raise ValueError("optimizer muon needs weights of transformer blocks to train; use adamw")
         others = {name: p for name, p in trained.items() if name not in matrices}
         self.parts = [
             torch.optim.Muon(

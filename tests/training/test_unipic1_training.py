@@ -1,0 +1,415 @@
+"""The UniPic 1 trainer, run as its user runs it: the demo's stages, what they start from, and what they share."""
+
+import copy
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from training_runs import assert_same, finish, kill_after, launch, weights
+
+from unipic_core.data.pictures import to_tensor
+from unipic_core.data.sources import open_source
+from unipic_core.evaluation.models import unipic1_answerer, unipic1_generator
+from unipic_core.mar import UniPic1
+from unipic_core.shapes import vocabulary
+from unipic_core.training.config import load_config
+from unipic_core.training.loop import run
+from unipic_core.training.optimizer import ON_TOKENS
+from unipic_core.training.scratch_unipic1 import build_unipic1
+from unipic_core.training.unipic1 import UniPic1Task, UniPic1Training
+from unipic_core.training.unipic1_parts import PARTS
+from unipic_core.training.unipic1_vae import UniPic1VaeTask
+from unipic_core.training.vae import VaeConfig
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "demo/recipes"
+RECIPE = json.loads((RECIPES / "unipic1.json").read_text())
+DATA = {
+    "text_to_image": [{"kind": "shapes", "task": "text_to_image", "count": 16}],
+    "edit": [{"kind": "shapes", "task": "edit", "count": 16}],
+    "questions": [{"kind": "shapes", "count": 50, "question": "color"}],
+}
+LAYERS_OF_MAR = ("attn.qkv", "attn.proj", "mlp.fc*")
+TRAINED = {
+    "language": {"llm", "siglip2", "siglip2_proj"},
+    "stage1": {"mar"},
+    "stage2": {"proj_in", "proj_out", "siglip2_proj"},
+    "stage3": set(PARTS),
+    "stage4": set(PARTS),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The demo's model with random weights and fewer layers."""
+    recipe = copy.deepcopy(RECIPE)
+    recipe["mar"] |= {"encoder_depth": 1, "decoder_depth": 2, "diffloss_depth": 1, "num_sampling_steps": 3}
+    recipe["vae"] |= {"ch_mult": [1, 1, 1, 1, 1]}
+    recipe["llm"]["num_hidden_layers"] = 1
+    recipe["siglip2"]["num_hidden_layers"] = 1
+    return build_unipic1(recipe, tmp_path_factory.mktemp("unipic1") / "scratch")
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture
+def settings(folder, latents, tmp_path) -> dict:
+    return {
+        "out": str(tmp_path / "run"),
+        "model": str(folder),
+        **DATA,
+        "latents": latents,
+        "steps": 4,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "export_dtype": "fp32",
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "sample_every": 1000,
+    }
+
+
+def train(settings: dict) -> Path:
+    config = UniPic1Training(**settings)
+    return run(UniPic1Task(config), config)
+
+
+def part_of(name: str) -> str:
+    first = name.split(".")[0]
+    return first if first in PARTS else "vae"
+
+
+def moved(before: Path, after: Path) -> set[str]:
+    start, end = weights(before), weights(after)
+    assert start.keys() == end.keys()
+    return {part_of(name) for name in start if not torch.equal(start[name], end[name])}
+
+
+def lines_of(model: Path) -> list[dict]:
+    return [json.loads(line) for line in (model.parent / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scratch_folder_knows_the_words_and_fits_its_budget(tmp_path):
+    out = build_unipic1(RECIPE, tmp_path / "scratch")
+    model = UniPic1.from_pretrained(out)
+    for word in vocabulary():
+        if word.isalpha():
+            assert len(model.prompts.tokenizer(f" {word}").input_ids) == 1, word
+    answer = '[{"bbox_2d": [17, 8, 31, 24], "label": "red cross"}]'
+    assert model.prompts.tokenizer.decode(model.prompts.tokenizer(answer).input_ids) == answer
+    assert sum(parameter.numel() for parameter in model.parameters()) < 4.5e6
+    with pytest.raises(FileExistsError):
+        build_unipic1(RECIPE, out)
+
+
+@pytest.fixture(scope="module")
+def stages(folder, latents, tmp_path_factory) -> dict[str, Path]:
+    """The demo's recipes, each in a process of its own for two steps, one from the other's model."""
+    out, model, exported = tmp_path_factory.mktemp("stages"), folder, {"scratch": folder}
+    for stage in TRAINED:
+        settings = yaml.safe_load((RECIPES / f"unipic1_{stage}.yaml").read_text())
+        settings |= {name: DATA[name] for name in DATA if name in settings}
+        settings |= {"out": str(out / stage), "model": str(model), "vae": "", "latents": latents}
+        settings |= {"steps": 2, "batch_size": 4, "log_every": 1, "export_dtype": "fp32"}
+        path = out / f"{stage}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        subprocess.run([sys.executable, "-m", "trainers.unipic1", "--config", str(path)], cwd=ROOT, check=True)
+        exported[stage] = model = out / stage / "model"
+    return exported
+
+
+def test_each_stage_moves_what_it_says(stages):
+    folders = list(stages.values())
+    for before, (stage, after) in zip(folders, list(stages.items())[1:], strict=False):
+        assert moved(before, after) == TRAINED[stage], stage
+
+
+def test_stages_report_their_losses(stages):
+    tasks = {
+        "language": {"questions"},
+        "stage1": {"text_to_image"},
+        "stage2": {"text_to_image", "questions"},
+        "stage3": {"text_to_image", "edit", "questions"},
+        "stage4": {"text_to_image", "edit", "questions"},
+    }
+    for stage, names in tasks.items():
+        for line in lines_of(stages[stage]):
+            assert {f"loss_{name}" for name in names} == {name for name in line if name.startswith("loss_")}
+        pictures = sorted(path.name for path in (stages[stage].parent / "samples").iterdir())
+        images = ["step-0000002.png"] if names - {"questions"} else []
+        assert pictures == (["step-0000002-answers.png"] if "questions" in names else []) + images
+
+
+def test_what_a_stage_exports_draws_edits_and_answers(stages):
+    model = UniPic1.from_pretrained(stages["stage4"])
+    generate = unipic1_generator(model, num_iter=4)
+    pictures = np.zeros((2, 64, 64, 3), np.uint8)
+    assert generate(["a photo of a star"] * 2, None, [0, 1]).shape == (2, 64, 64, 3)
+    assert generate(["remove the star"] * 2, pictures, [0, 1]).shape == (2, 64, 64, 3)
+    assert len(unipic1_answerer(model, 2)(pictures, ["what color is the star?"] * 2)) == 2
+
+
+def test_emergence(stages, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("emergence", ROOT / "benchmarks/emergence.py")
+    emergence = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(emergence)
+    given = [f"{stage}={stages[stage]}" for stage in ("stage1", "stage4")]
+    arguments = ["--per-group", "1", "--iterations", "2", "--out", str(tmp_path / "emergence")]
+    monkeypatch.setattr(sys, "argv", ["emergence.py", "--stages", *given, *arguments])
+    emergence.main()
+    result = json.loads((tmp_path / "emergence.json").read_text())
+    assert [stage["name"] for stage in result["stages"]] == ["stage1", "stage4"]
+    for stage in result["stages"]:
+        assert all(0 <= stage[task]["overall"] <= 1 for task in ("text_to_image", "edit", "understanding"))
+    assert (tmp_path / "emergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def stage_settings(settings: dict, stage: str) -> dict:
+    recipe = yaml.safe_load((RECIPES / f"unipic1_{stage}.yaml").read_text())
+    chosen = {name: recipe[name] for name in ("train", "mar_alone", "loss_weights") if name in recipe}
+    empty = {name: [] for name in DATA if name not in recipe}
+    return {**settings, **chosen, **empty}
+
+
+@torch.no_grad()
+def wake(*modules: torch.nn.Module) -> None:
+    """Random weights in place of the zeros that layers of a fresh model have: these pass nothing on, either way."""
+    torch.manual_seed(0)
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.ndim == 2 and not parameter.any():
+                parameter.normal_(std=0.1)
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_gradients_reach_all_that_trains_and_nothing_else(settings, stage):
+    """Distributed training, too, needs a gradient for every parameter that trains."""
+    task = UniPic1Task(UniPic1Training(**stage_settings(settings, stage), mask_min=0.3, mask_std=1.0))
+    wake(task.model.proj_out, task.model.mar.diffloss)
+    for step in range(2):  # of one batch all tokens may be hidden
+        task(task.draw(step, 4))[0].backward()
+    reached = {name for name, value in task.model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert reached == {name for name, value in task.model.named_parameters() if value.requires_grad}
+    idle = {"mar.class_emb.weight"} | (set() if task.questions else {"llm.lm_head.weight"})
+    expected = {name for name, _ in task.model.named_parameters() if part_of(name) in TRAINED[stage]} - idle
+    assert reached == expected
+
+
+def test_the_loss_is_the_weighted_sum(settings):
+    for weights_given, expected in (({}, (1, 1, 0.01)), ({"questions": 0.5, "edit": 2.0}, (1, 2, 0.5))):
+        task = UniPic1Task(UniPic1Training(**settings, loss_weights=weights_given))
+        with torch.no_grad():
+            loss, metrics = task(task.draw(0, 4))
+        parts = [metrics[f"loss_{name}"] for name in ("text_to_image", "edit", "questions")]
+        total = sum(weight * part for weight, part in zip(expected, parts, strict=True))
+        torch.testing.assert_close(loss, total)
+
+
+def test_dropped_prompts_are_unconditional_and_repeat_the_source(settings):
+    always, never = (UniPic1Task(UniPic1Training(**settings, prompt_dropout=share)) for share in (1.0, 0.0))
+    dropped, kept = always.draw(3, 4), never.draw(3, 4)
+    assert dropped["text_to_image.prompts"] == ["Generate an image."] * 4
+    assert dropped["edit.prompts"] == ["Repeat this image."] * 4
+    assert all(prompt.startswith("Generate an image: a photo of") for prompt in kept["text_to_image.prompts"])
+    target, source = dropped["edit.latents"].unbind(1)
+    assert torch.equal(target, source) and torch.equal(source, kept["edit.latents"][:, 1])
+    assert not torch.equal(*kept["edit.latents"].unbind(1))
+
+
+def test_mar_alone_reads_no_prompt(settings):
+    task = UniPic1Task(UniPic1Training(**stage_settings(settings, "stage1")))
+    wake(task.model.mar.diffloss)
+    batch = task.draw(0, 4)
+    other = {**batch, "text_to_image.prompts": ["another"] * 4}
+    joint = UniPic1Task(UniPic1Training(**{**settings, "edit": [], "questions": [], "train": ["mar"]}))
+    joint.model.mar.load_state_dict(task.model.mar.state_dict())
+    with torch.no_grad():
+        loss = task(batch)[0]
+        assert torch.equal(task(other)[0], loss)
+        # A fresh model's projection adds nothing, so that sampling through the language model is MAR by itself too.
+        torch.testing.assert_close(joint(batch)[0], loss)
+        wake(joint.model.proj_out)
+        assert abs(joint(batch)[0] - loss) > 1e-4 and abs(joint(other)[0] - joint(batch)[0]) > 1e-4
+
+
+def test_latents_are_the_pictures_scaled_tokens(settings):
+    """The cache holds what `encode` gives, up to its half precision; sources behind the targets."""
+    task = UniPic1Task(UniPic1Training(**{**settings, "prompt_dropout": 0.0}))
+    latents = task.draw(0, 4)["edit.latents"]
+    grid = latents.shape[-2:]
+    tokens = latents[:, 1].flatten(2).transpose(1, 2)
+    sources = [open_source(DATA["edit"][0])[index].references[0] for index in range(16)]
+    same_size = [picture for picture in sources if picture.shape[:2] == tuple(16 * edge for edge in grid)]
+    encoded = task.model.encode(to_tensor(same_size), grid)
+    for row in tokens:
+        assert (encoded - row).abs().amax(dim=(1, 2)).min() < 2e-3 * encoded.abs().max()
+
+
+def test_other_resolutions_train_the_same_positions(settings):
+    """Progressive resolution: a stage's data may have any size; the learned table is interpolated to its grid."""
+    wide = [{"kind": "shapes", "task": "text_to_image", "count": 1, "first": 8}]
+    task = UniPic1Task(
+        UniPic1Training(**{**settings, "text_to_image": wide, "edit": [], "questions": []}, train=["mar"])
+    )
+    wake(task.model)
+    batch = task.draw(0, 2)
+    assert batch["text_to_image.latents"].shape[-2:] == (3, 5)
+    task(batch)[0].backward()
+    positions = task.model.mar.decoder_pos_embed_learned.grad
+    assert positions[:, task.model.config.mar.buffer_size :].any(dim=-1).all()
+
+
+def test_samples_may_differ_in_size(settings, tmp_path):
+    wide = [{"kind": "shapes", "task": "text_to_image", "count": 1, "first": 8}]
+    square = [{"kind": "shapes", "task": "edit", "count": 1, "first": 1}]
+    task = UniPic1Task(UniPic1Training(**{**settings, "text_to_image": wide, "edit": square}))
+    task.sample(tmp_path / "sample.png")
+    with Image.open(tmp_path / "sample.png") as picture:
+        assert picture.size == (8 * 80, 48 + 3 * 64)
+
+
+def test_lower_precision_gives_nearly_the_same_loss(settings):
+    task = UniPic1Task(UniPic1Training(**settings))
+    wake(task.model)
+    batch = task.draw(0, 4)
+    with torch.no_grad():
+        loss = task(batch)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            lower = task(batch)[0]
+    torch.testing.assert_close(lower, loss, rtol=0.05, atol=0)
+
+
+def test_splitting_a_batch_does_not_change_the_update(settings, tmp_path):
+    """One pass of 4, two passes of 2, and two gloo processes of 2: the same steps up to rounding."""
+    settings |= {"steps": 2, "eps": 1e-3, "text_to_image": DATA["text_to_image"]}
+    whole = weights(train({**settings, "out": str(tmp_path / "whole")}))
+    halves = weights(train({**settings, "out": str(tmp_path / "halves"), "micro_batch": 2}))
+    finish(launch("unipic1", {**settings, "out": str(tmp_path / "two")}, processes=2))
+    two = weights(tmp_path / "two/model")
+    for name, value in whole.items():
+        torch.testing.assert_close(halves[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_killed_run_resumes_to_the_same_bits(settings, tmp_path):
+    settings |= {"steps": 10, "checkpoint_every": 3}
+    killed = {**settings, "out": str(tmp_path / "killed")}
+    kill_after(4, launch("unipic1", killed))
+    config, steps = UniPic1Training(**killed), []
+    run(UniPic1Task(config), config, lambda step, _: steps.append(step))
+    assert steps[0] > 1
+    train({**settings, "out": str(tmp_path / "whole")})
+    assert_same(tmp_path / "killed/model", tmp_path / "whole/model")
+
+
+def test_loss_falls(settings):
+    lines = lines_of(
+        train({**settings, "steps": 40, "batch_size": 8, "learning_rate": 2e-3, "log_every": 10, "optimizer": "muon"})
+    )
+    for name in ("loss_text_to_image", "loss_edit", "loss_questions"):
+        assert lines[-1][name] < 0.9 * lines[0][name]
+
+
+def test_muon_takes_the_matrices_on_tokens(settings):
+    task = UniPic1Task(UniPic1Training(**settings))
+    matrices = {name for name, value in task.named_parameters() if value.ndim == 2 and ON_TOKENS.search(name)}
+    layers = {re.sub(r"\d+", "*", name.removeprefix("model.").removesuffix(".weight")) for name in matrices}
+    of_mar = {f"mar.{coder}_blocks.*.{layer}" for coder in ("encoder", "decoder") for layer in LAYERS_OF_MAR}
+    assert {name for name in layers if name.startswith("mar")} == of_mar | {"mar.diffloss.net.res_blocks.*.mlp.*"}
+    projections = {name.rsplit(".", 1)[-1] for name in layers if name.startswith("llm.model.layers")}
+    assert projections == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert {name.rsplit(".", 1)[-1] for name in layers if name.startswith("siglip")} == {
+        *("q_proj", "k_proj", "v_proj", "out_proj"),
+        "fc*",
+    }
+
+
+@pytest.fixture
+def vae_config(folder, tmp_path) -> VaeConfig:
+    return VaeConfig(
+        out=str(tmp_path / "vae"),
+        model=str(folder),
+        data=[{"kind": "shapes", "task": "edit", "count": 50}],
+        steps=20,
+        batch_size=8,
+        crop=32,
+        learning_rate=4e-3,
+        precision="fp32",
+        export_dtype="fp32",
+        log_every=5,
+        sample_every=1000,
+        checkpoint_every=1000,
+    )
+
+
+def test_the_autoencoder_learns_in_its_folder(vae_config, settings, folder):
+    task = UniPic1VaeTask(vae_config)
+    pictures = to_tensor(task.pictures(np.random.default_rng(1), 16))
+    trained = run(task, vae_config)
+    assert moved(folder, trained) == {"vae"}
+
+    before, after = UniPic1.from_pretrained(folder), UniPic1.from_pretrained(trained)
+    with torch.no_grad():
+        errors = [
+            (model.decode(model.encode(pictures, (4, 4)), (4, 4)) - pictures).square().mean().item()
+            for model in (before, after)
+        ]
+        assert errors[1] < 0.9 * errors[0]
+        assert after.encode(pictures, (4, 4)).std().item() == pytest.approx(1, abs=0.2)
+
+    # A run of the whole model can take it from there.
+    task = UniPic1Task(UniPic1Training(**{**settings, "vae": str(trained)}))
+    assert task.model.config.vae_scale == after.config.vae_scale != before.config.vae_scale
+    assert torch.equal(task.model.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
+
+
+def test_decoder_only_keeps_the_latents(vae_config, folder):
+    config = VaeConfig(**{**vars(vae_config), "decoder_only": True, "steps": 2})
+    trained = run(UniPic1VaeTask(config), config)
+    before, after = UniPic1.from_pretrained(folder), UniPic1.from_pretrained(trained)
+    changed = {
+        name.split(".")[0]
+        for name, value in before.vae.state_dict().items()
+        if not torch.equal(value, after.vae.state_dict()[name])
+    }
+    assert changed == {"decoder", "post_quant_conv"} and after.config == before.config
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train": ["vae"]}, r"train is \['vae'\]; list one or more of: mar, proj_in, proj_out"),
+        ({"train": []}, r"train is \[\]"),
+        ({"text_to_image": [], "edit": [], "questions": []}, "no training data"),
+        ({"questions": []}, "train lists siglip2_proj, which nothing in this run's data and settings teaches"),
+        ({"mar_alone": True}, "mar_alone leaves the language model out; edit and questions need it"),
+        ({"loss_weights": {"generation": 1.0}}, "loss_weights has 'generation'; known are: text_to_image, edit, quest"),
+        ({"mask_min": 1.0}, "mask_min lies in 0…1"),
+        ({"modle": "x"}, "unknown setting 'modle'"),
+    ],
+)
+def test_bad_settings_are_named(settings, tmp_path, change, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**settings, **change}))
+    with pytest.raises(ValueError, match=message):
+        load_config(path, UniPic1Training)
+
+
+def test_bad_data_is_named(settings):
+    swapped = {**settings, "edit": DATA["text_to_image"]}
+    with pytest.raises(ValueError, match="has samples with 0 references, those under edit have 1"):
+        UniPic1Task(UniPic1Training(**swapped))
+    with pytest.raises(FileNotFoundError, match="holds neither model.safetensors nor pytorch_model.bin"):
+        UniPic1Task(UniPic1Training(**{**settings, "model": str(RECIPES)}))
