@@ -3,10 +3,12 @@ import comfy.utils
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from .mar_model import UNIPIC_1
 from .metaquery_model import METAQUERY
 
 # What can be asked: objects with `describe` and `seen_size` as MetaQuery has them.
-UNDERSTANDING = [METAQUERY, io.Custom("UNIPIC_1")]
+UNDERSTANDING = [METAQUERY, UNIPIC_1]
+VISIONS = ("siglip2", "mar")
 
 
 class UniPicDescribe(io.ComfyNode):
@@ -19,7 +21,11 @@ class UniPicDescribe(io.ComfyNode):
             description="Asks a model about images: what they show, how they differ, what is written in them, where "
             "something is.",
             inputs=[
-                io.MultiType.Input("model", types=UNDERSTANDING, tooltip="The METAQUERY of UniPic MetaQuery Loader."),
+                io.MultiType.Input(
+                    "model",
+                    types=UNDERSTANDING,
+                    tooltip="UniPic MetaQuery Loader's METAQUERY, or UniPic MAR Loader's UNIPIC_1.",
+                ),
                 io.String.Input(
                     "question",
                     multiline=True,
@@ -30,7 +36,8 @@ class UniPicDescribe(io.ComfyNode):
                 io.Image.Input(
                     "image1",
                     optional=True,
-                    tooltip="What to ask about. Of a batch, all images are seen. Without an image it is a chat.",
+                    tooltip="What to ask about. Of a batch, all images are seen. Without an image it is a chat. "
+                    "UniPic 1 needs exactly one image.",
                 ),
                 io.Image.Input("image2", optional=True, tooltip="More images, of any size, to ask about together."),
                 io.Image.Input("image3", optional=True, tooltip="More images, of any size, to ask about together."),
@@ -76,7 +83,16 @@ class UniPicDescribe(io.ComfyNode):
                     min=0,
                     max=16777216,
                     tooltip="Larger images are shrunk to this area before the model looks. More shows finer details "
-                    "and takes more time and memory. 0 takes the model's own value, about a megapixel.",
+                    "and takes more time and memory. 0 takes the model's own value, about a megapixel. UniPic 1 has "
+                    "a size of its own and does not ask.",
+                ),
+                io.Combo.Input(
+                    "vision",
+                    options=list(VISIONS),
+                    default="siglip2",
+                    optional=True,
+                    tooltip="How UniPic 1 looks at the image: through SigLIP2, as in its paper, or through the encoder "
+                    "that it draws with, as in its released script. Other models have one way.",
                 ),
             ],
             outputs=[
@@ -106,6 +122,7 @@ class UniPicDescribe(io.ComfyNode):
         image1=None,
         image2=None,
         image3=None,
+        vision="siglip2",
     ) -> io.NodeOutput:
         images = _pictures({"image1": image1, "image2": image2, "image3": image3})
         answer = model.describe(
@@ -118,9 +135,10 @@ class UniPicDescribe(io.ComfyNode):
             top_k=top_k,
             repetition_penalty=repetition_penalty or None,
             max_pixels=max_pixels or None,
+            vision=vision,
             callback=_progress(cls.hidden.unique_id, max_new_tokens),
         )
-        width, height = model.seen_size(images[0], max_pixels or None) if images else (0, 0)
+        width, height = model.seen_size(images[0], max_pixels or None, vision) if images else (0, 0)
         return io.NodeOutput(answer, width, height, ui=ui.PreviewText(answer))
 
 

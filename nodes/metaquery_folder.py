@@ -39,7 +39,7 @@ def find_vlm(choice: str, folder: Path) -> Path:
     if choice != BESIDE:
         return _vlm_folders().get(choice) or Path(folder_paths.get_full_path_or_raise("text_encoders", choice))
     for place in (folder, folder.parent):
-        found = [path for path in sorted(place.iterdir()) if _is_vlm(path)]
+        found = [path for path in sorted(place.iterdir()) if is_vlm(path)]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"There are several language models in {place}: {names}. Choose one of them in vlm.")
@@ -56,7 +56,7 @@ def _vlm_folders() -> dict[str, Path]:
     for home in VLM_HOMES:
         for base in folder_paths.get_folder_paths(home):
             for root, folders, _ in os.walk(base, followlinks=True):
-                if _is_vlm(Path(root)):
+                if is_vlm(Path(root)):
                     folders.clear()
                     found.setdefault(Path(root).relative_to(base).as_posix(), Path(root))
     return found
@@ -68,7 +68,7 @@ def _vlm_files() -> list[str]:
     return [name for name in files if all(part in Path(name).name.lower() for part in ("qwen", "vl", ".safetensors"))]
 
 
-def _is_vlm(folder: Path) -> bool:
+def is_vlm(folder: Path) -> bool:
     """Whether this is the folder of a Qwen-VL; of another one than 2.5 too, so that it can be refused by name."""
     config = folder / "config.json"
     return config.is_file() and '_vl"' in config.read_text(encoding="utf-8")

@@ -51,11 +51,11 @@ class MetaQuery:
         embeddings, pooled = (tensor.to(device, torch.float32).split(rows) for tensor in encoded)
         return [[[e, {"pooled_output": p}]] for e, p in zip(embeddings, pooled, strict=True)]
 
-    def describe(self, images: list[torch.Tensor], question: str, max_new_tokens: int, **options) -> str:
-        """`MetaQueryEncoder.describe`; images [3, H, W] in [0, 1]."""
+    def describe(self, images: list[torch.Tensor], question: str, max_new_tokens: int, vision=None, **options) -> str:
+        """`MetaQueryEncoder.describe`; images [3, H, W] in [0, 1]. `vision` is for models that see in several ways."""
         return self._loaded().describe(images, question, max_new_tokens, **options)
 
-    def seen_size(self, image: torch.Tensor, max_pixels: int | None) -> tuple[int, int]:
+    def seen_size(self, image: torch.Tensor, max_pixels: int | None, vision: str | None = None) -> tuple[int, int]:
         """Width and height of an image [3, H, W] as `describe` looks at it, which is what its coordinates refer to."""
         from ..unipic_core.metaquery.images import described_size, to_picture
 

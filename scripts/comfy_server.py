@@ -28,10 +28,14 @@ class PromptRejected(Exception):
 
 @dataclass
 class Run:
-    """What became of one queued graph: websocket messages in order, outputs by node id, the execution error if any."""
+    """What became of one queued graph: websocket messages in order, outputs by node id, the execution error if any.
+
+    Preview pictures are binary messages: four bytes each for the kind, 1, and the format, 1 for JPEG, then the file.
+    """
 
     prompt_id: str
     messages: list[dict] = field(default_factory=list)
+    binary: list[bytes] = field(default_factory=list)
     outputs: dict = field(default_factory=dict)
 
     def data_of(self, kind: str) -> list[dict]:
@@ -115,7 +119,8 @@ class ComfyServer:
             run = Run(self._queue(graph, client))
             while True:
                 received = connection.recv()
-                if isinstance(received, bytes):  # preview pictures
+                if isinstance(received, bytes):
+                    run.binary.append(received)
                     continue
                 message = json.loads(received)
                 if message["data"].get("prompt_id") != run.prompt_id:

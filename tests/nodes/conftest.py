@@ -23,6 +23,7 @@ sys.path.append(str(FIXTURES))
 sys.path.insert(0, str(COMFYUI))  # before this repository, whose `nodes` is not ComfyUI's
 
 import golden_weights  # noqa: E402
+import unipic1_golden  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -145,6 +146,12 @@ def metaquery_folder(golden_folder, models) -> Path:
     ]:
         save_file(golden_weights.state_dict(golden / f"{layout}_layout.json", seed), folder / file)
     return folder
+
+
+@pytest.fixture(scope="session")
+def unipic1_folder(models) -> Path:
+    """The golden cases' UniPic 1, models/unipic/unipic1."""
+    return unipic1_golden.build(models / "unipic" / "unipic1")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "fixtures"))
 
 import metaquery_scratch  # noqa: E402
+import unipic1_golden  # noqa: E402
 
 TRANSFORMER = ROOT / "demo" / "kontext" / "transformer"
 
@@ -48,6 +49,12 @@ def models(comfy_server) -> Path:
 def metaquery(comfy_server) -> Path:
     """The server's models/unipic/metaquery: MetaQuery with a language model of random weights."""
     return metaquery_scratch.build(comfy_server.base / "models" / "unipic" / "metaquery")
+
+
+@pytest.fixture(scope="session")
+def unipic1(comfy_server) -> Path:
+    """The server's models/unipic/unipic1: UniPic 1 with random weights, trained on nothing."""
+    return unipic1_golden.build(comfy_server.base / "models" / "unipic" / "unipic1")
 
 
 @pytest.fixture(scope="session")

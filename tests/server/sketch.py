@@ -16,14 +16,25 @@ class Sketch(Graph):
     def load_metaquery(self, **choices) -> Node:
         return self.node("UniPicMetaQueryLoader", **{"folder": "metaquery", **choices})
 
+    def load_unipic1(self, **choices) -> Output:
+        return self.node("UniPicMARLoader", **{"folder": "unipic1", **choices})["UNIPIC_1"]
+
+    def draw(self, model: Output, prompt: str = PROMPT, **inputs) -> Node:
+        """UniPic 1's sampler on a small picture, which is saved."""
+        small = {"width": 64, "height": 64, "image_size": 64, "iterations": 4, "diffusion_steps": 4}
+        drawn = self.node("UniPicMARSampler", model=model, prompt=prompt, **{**small, **inputs})
+        self.node("SaveImage", images=drawn["IMAGE"])
+        return drawn
+
     def encode(self, models: Node, prompt: str = PROMPT, **inputs) -> Node:
         inputs = {"vae": models["VAE"], "prompt": prompt, "image_size": 64, "width": 64, "height": 64, **inputs}
         if models.kind == "UniPicMetaQueryLoader":
             return self.node("UniPicMetaQueryConditioning", metaquery=models["METAQUERY"], **inputs)
         return self.node("UniPicKontextConditioning", clip=models["CLIP"], **inputs)
 
-    def ask(self, models: Node, question: str, **inputs) -> Node:
-        return self.node("UniPicDescribe", model=models["METAQUERY"], question=question, **inputs)
+    def ask(self, models: Node | Output, question: str, **inputs) -> Node:
+        model = models if isinstance(models, Output) else models["METAQUERY"]
+        return self.node("UniPicDescribe", model=model, question=question, **inputs)
 
     def sample(self, model: Output, encoded: Node, **settings) -> Node:
         """Samples and saves the latent; `settings` replace KSampler's."""
