@@ -7,12 +7,13 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..kinds import open_kind
+from ..lazy import call_on_demand
 
 
 class Question(NamedTuple):
-    """A picture of any size, a question about it, and the answer. A picture from a file is read when it is used."""
+    """A picture of any size, or several, a question about it, and the answer. Files are read when they are used."""
 
-    picture: Image.Image
+    picture: Image.Image | tuple[Image.Image, ...]
     question: str
     answer: str
 
@@ -63,9 +64,13 @@ class Shapes:
         return Question(Image.fromarray(shapes.render(sample.scene)), sample.question, sample.answer)
 
 
-SOURCES = {"jsonl": JsonLines, "shapes": Shapes}
+SOURCES = {
+    "jsonl": JsonLines,
+    "shapes": Shapes,
+    "shape_comparisons": call_on_demand(__package__, "pairs", "ShapeComparisons"),
+}
 
 
 def open_questions(spec: dict) -> JsonLines | Shapes:
-    """The source that a configuration names: `{"kind": "jsonl" | "shapes", …its arguments}`."""
+    """The source that a configuration names: `{"kind": one of SOURCES, …its arguments}`."""
     return open_kind("question source", spec, SOURCES)

@@ -16,6 +16,8 @@ __getattr__ = names_on_demand(
         "Preference": "preference",
         "HTTPReward": "client",
         "VLMJudge": "judge",
+        "EditReward": "edit_reward",
+        "ImgReward": "img_reward",
         "canaries": "canaries",
     },
 )

@@ -10,6 +10,8 @@ KINDS = {
     "canary": call_on_demand(__package__, "canaries", "Canary"),
     "preference": call_on_demand(__package__, "preference", "Preference"),
     "http": call_on_demand(__package__, "client", "HTTPReward"),
+    "edit_reward": call_on_demand(__package__, "edit_reward", "EditReward"),
+    "img_reward": call_on_demand(__package__, "img_reward", "ImgReward"),
     "judge": call_on_demand(__package__, "judge", "VLMJudge"),
 }
 

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from ..stopping import ASKED
+
 WORTH_ANOTHER_TRY = (408, 409, 425, 429, 500, 502, 503, 504)
 LONGEST_PAUSE = 30.0  # seconds
 
@@ -53,7 +55,8 @@ def ask(url: str, payload: dict, headers: dict[str, str], timeout: float, patien
         wait = max(wait, pause * random.uniform(0.8, 1.2))
         if time.monotonic() + wait > deadline:
             raise NoAnswer(f"{url} gave no answer within {patience:g} seconds; the last problem: {problem}")
-        time.sleep(wait)
+        if ASKED.wait(wait):
+            raise NoAnswer(f"{url} had given no answer when the run was asked to stop")
         pause = min(2 * pause, LONGEST_PAUSE)
 
 

@@ -5,8 +5,9 @@ from .drawing import render
 from .edits import EDIT_KINDS, EditSample, sample_edit
 from .evaluation import TRAIN_SEEDS, evaluation_edits, evaluation_prompts, evaluation_questions
 from .language import split_words, vocabulary
+from .mistakes import with_mistake
 from .prompts import TASKS, PromptSample, sample_prompt, write_geneval_jsonl
-from .questions import QUESTION_KINDS, QuestionSample, sample_question, score_answer
+from .questions import QUESTION_KINDS, QuestionSample, contents, sample_question, score_answer
 from .scores import overall, score_edit, score_prompt
 from .world import BACKGROUNDS, CLASSES, PALETTE, SIZES, Scene, Shape
 
@@ -25,6 +26,7 @@ __all__ = [
     "Shape",
     "TASKS",
     "TRAIN_SEEDS",
+    "contents",
     "detect",
     "detect_background",
     "evaluation_edits",
@@ -40,5 +42,6 @@ __all__ = [
     "score_prompt",
     "split_words",
     "vocabulary",
+    "with_mistake",
     "write_geneval_jsonl",
 ]

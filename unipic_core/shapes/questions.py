@@ -31,6 +31,12 @@ def _phrase(shape: Shape) -> str:
     return f"{with_article(shape.color)} {shape.cls}"
 
 
+def contents(scene: Scene) -> str:
+    """Its objects from left to right, and the background."""
+    phrases = [_phrase(shape) for shape in sorted(scene.objects, key=lambda shape: shape.center)]
+    return f"{listing(phrases) if phrases else 'nothing'} on a {scene.background} background"
+
+
 def _count(rng: Random, size: tuple[int, int]) -> tuple[Scene, str, str]:
     asked, *others = rng.sample(CLASSES, len(CLASSES))
     count = rng.randint(0, 4)
@@ -61,8 +67,7 @@ def _relation(rng: Random, size: tuple[int, int]) -> tuple[Scene, str, str]:
 
 def _describe(rng: Random, size: tuple[int, int]) -> tuple[Scene, str, str]:
     scene = random_scene(rng, size, rng.randint(1, 4))
-    phrases = [_phrase(shape) for shape in sorted(scene.objects, key=lambda shape: shape.center)]
-    return scene, "describe the image", f"{listing(phrases)} on a {scene.background} background"
+    return scene, "describe the image", contents(scene)
 
 
 def _locate(rng: Random, size: tuple[int, int]) -> tuple[Scene, str, str]:

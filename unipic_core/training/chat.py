@@ -1,9 +1,9 @@
 """One-turn chats about pictures with Qwen2.5-VL, in batches: to train on their answers, and to have them answered."""
 
+import shutil
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 from transformers import AutoProcessor
 
@@ -28,13 +28,24 @@ class Chat(nn.Module):
         vlm = load_vlm(folder, dtype, device)
         return cls(vlm, AutoProcessor.from_pretrained(folder, local_files_only=True))
 
-    def inputs(self, pictures: list[Image.Image], questions: list[str], answers: list[str] | None = None):
-        """The model's keyword arguments for one picture and question a row, up to the answer's end if there is one."""
-        texts = [chat_text(question, 1) for question in questions]
+    def inputs(self, pictures: list, questions: list[str], answers: list[str] | None = None):
+        """The model's keyword arguments for a question a row, up to the answer's end if there is one.
+
+        A row is about one picture, or about a tuple of them.
+        """
+        rows = [row if isinstance(row, tuple) else (row,) for row in pictures]
+        texts = [chat_text(question, len(row)) for question, row in zip(questions, rows, strict=True)]
         if answers is not None:
             texts = [text + answer + TURN_END for text, answer in zip(texts, answers, strict=True)]
-        pictures = [picture.convert("RGB") for picture in pictures]
+        pictures = [picture.convert("RGB") for row in rows for picture in row]
         return self.processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(self.vlm.device)
+
+    def save_pretrained(self, folder: Path, original: str | Path, dtype: torch.dtype) -> None:
+        """Write a whole Qwen2.5-VL folder: weights in `dtype`, everything else as it is in `original`."""
+        weights = {name: value.to("cpu", dtype) for name, value in self.vlm.state_dict().items()}
+        self.vlm.save_pretrained(folder, state_dict=weights)
+        others = shutil.ignore_patterns("*.safetensors*", "*.bin*")
+        shutil.copytree(original, folder, dirs_exist_ok=True, ignore=others)
 
     def answer_lengths(self, answers: list[str]) -> list[int]:
         """Tokens of each answer, with the one that ends its turn."""
@@ -54,7 +65,7 @@ class Chat(nn.Module):
         return losses, (logits.argmax(-1) == targets) | ~asked
 
     @torch.no_grad()
-    def answer(self, pictures: list[Image.Image], questions: list[str], max_new_tokens: int = 128) -> list[str]:
+    def answer(self, pictures: list, questions: list[str], max_new_tokens: int = 128) -> list[str]:
         """Greedy answers, one per picture and question."""
         inputs = self.inputs(pictures, questions)
         tokens = self.vlm.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)

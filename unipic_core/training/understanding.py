@@ -1,6 +1,5 @@
 """Supervised training of Qwen2.5-VL on questions about pictures: cross-entropy on the answers alone."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +40,7 @@ class UnderstandingTask(torch.nn.Module):
         self.sources = [open_questions(spec) for spec in config.data]
         # What does not train needs no more precision than the computation has.
         self.chat = Chat.from_pretrained(config.model, DTYPES[config.precision if config.lora_rank else "fp32"])
-        if config.lora_rank:
-            self.chat.vlm = with_adapters(self.chat.vlm, config)
-        else:
-            self.chat.vlm.requires_grad_(True)
-            vision_tower(self.chat.vlm).requires_grad_(config.train_vision)
-        if config.gradient_checkpointing:
-            self.chat.vlm.gradient_checkpointing_enable({"use_reentrant": False})
-        self.chat.train()
+        self.chat.vlm = trainable(self.chat.vlm, config)
 
     def draw(self, step: int, batch_size: int) -> dict[str, torch.Tensor | list]:
         rng = np.random.default_rng([self.config.seed, step])
@@ -79,13 +71,22 @@ class UnderstandingTask(torch.nn.Module):
 
     def export(self, folder: Path) -> None:
         """Write a whole Qwen2.5-VL folder: weights in `export_dtype`, everything else as it came."""
-        vlm = self.chat.vlm.merge_and_unload() if self.config.lora_rank else self.chat.vlm
-        dtype = DTYPES[self.config.export_dtype]
-        weights = {name: value.to("cpu", dtype) for name, value in vlm.state_dict().items()}
+        if self.config.lora_rank:
+            self.chat.vlm = self.chat.vlm.merge_and_unload()
         with replaced_folder(folder) as partial:
-            vlm.save_pretrained(partial, state_dict=weights)
-            others = shutil.ignore_patterns("*.safetensors*", "*.bin*")
-            shutil.copytree(self.config.model, partial, dirs_exist_ok=True, ignore=others)
+            self.chat.save_pretrained(partial, self.config.model, DTYPES[self.config.export_dtype])
+
+
+def trainable(vlm: torch.nn.Module, config: UnderstandingConfig) -> torch.nn.Module:
+    """`vlm` in training mode: all of it, without the vision tower, or adapters, as the run asks for."""
+    if config.lora_rank:
+        vlm = with_adapters(vlm, config)
+    else:
+        vlm.requires_grad_(True)
+        vision_tower(vlm).requires_grad_(config.train_vision)
+    if config.gradient_checkpointing:
+        vlm.gradient_checkpointing_enable({"use_reentrant": False})
+    return vlm.train()
 
 
 def with_adapters(vlm: torch.nn.Module, config: UnderstandingConfig) -> torch.nn.Module:
@@ -103,8 +104,10 @@ def draw_answers(path: Path, samples: list[Question], answers: list[str], width:
     rows = []
     for sample, answer in zip(samples, answers, strict=True):
         row = Image.new("RGB", (width, 96), "white")
-        row.paste(ImageOps.contain(sample.picture.convert("RGB"), (96, 96)))
+        pictures = sample.picture if isinstance(sample.picture, tuple) else (sample.picture,)
+        for number, picture in enumerate(pictures):
+            row.paste(ImageOps.contain(picture.convert("RGB"), (96, 96)), (100 * number, 0))
         text = f"{sample.question}\n{sample.answer}\n{answer}".encode("ascii", "replace").decode()
-        ImageDraw.Draw(row).text((104, 8), text, "black", spacing=12)
+        ImageDraw.Draw(row).text((100 * len(pictures) + 4, 8), text, "black", spacing=12)
         rows.append(np.asarray(row))
     save_grid(path, [row[None] for row in rows])
