@@ -1,4 +1,4 @@
-"""UniPic's nodes for inference: thin adapters from ComfyUI's types to unipic_core."""
+"""UniPic's nodes: thin adapters from ComfyUI's types to unipic_core."""
 
 import logging
 from importlib import import_module
@@ -12,8 +12,22 @@ NODES = {
     "UniPicFlowMatchScheduler": ".flow_match_scheduler",
     "UniPicMetaQueryLoader": ".metaquery_loader",
     "UniPicMetaQueryConditioning": ".metaquery_conditioning",
+    "UniPicMARLoader": ".mar_loader",
+    "UniPicMARSampler": ".mar_sampler",
     "UniPicDescribe": ".describe",
     "UniPicDrawBoxes": ".draw_boxes",
+    "UniPicTrainDataset": "..trainers.nodes.dataset",
+    "UniPicGenEvalReward": "..trainers.nodes.rewards",
+    "UniPicShapeEditReward": "..trainers.nodes.rewards",
+    "UniPicPreferenceReward": "..trainers.nodes.rewards",
+    "UniPicJudgeReward": "..trainers.nodes.rewards",
+    "UniPicHTTPReward": "..trainers.nodes.rewards",
+    "UniPicCanaryReward": "..trainers.nodes.rewards",
+    "UniPicEditReward": "..trainers.nodes.learned_rewards",
+    "UniPicImgReward": "..trainers.nodes.learned_rewards",
+    "UniPicCombineRewards": "..trainers.nodes.combine_rewards",
+    "UniPicScoreImages": "..trainers.nodes.score_images",
+    "UniPicGRPOTrainer": "..trainers.nodes.grpo_trainer",
 }
 
 

@@ -23,10 +23,21 @@ SOURCES = {  # which demo workflow draws a thumbnail, and from which prompts
     "kontext_single_files": ("demo_edit", "a photo of a brown triangle", "move the triangle to the left"),
     "demo_text_to_image": ("demo_text_to_image", "a photo of a red circle and a blue square"),
     "demo_edit": ("demo_edit", "a photo of a green star", "change the color of the star to blue"),
+    "grpo_text_to_image": ("demo_text_to_image", "a photo of three green stars"),
+    "grpo_edit": ("demo_edit", "a photo of a yellow circle", "change the background to black"),
+    "grpo_pdtr": ("demo_edit", "a photo of a red cross", "add a blue circle"),
+    "judge_scored_edits": ("demo_edit", "a photo of an orange square", "replace the square with a star"),
+    "demo_grpo_text_to_image": ("demo_text_to_image", "a photo of a blue cross left of a red star"),
+    "demo_grpo_edit": ("demo_edit", "a photo of a purple circle", "change the color of the circle to green"),
+    "demo_grpo_pdtr": ("demo_edit", "a photo of a pink star", "turn it into an outline drawing"),
+    "demo_scored_pictures": ("demo_text_to_image", "a photo of a yellow square and a purple triangle"),
     "metaquery_text_to_image": ("demo_text_to_image", "a photo of a green cross and an orange star"),
     "metaquery_edit": ("demo_edit", "a photo of a purple square", "add a yellow triangle"),
     "metaquery_understanding": ("demo_text_to_image", "a photo of a green circle and a pink star"),
     "metaquery_describe_then_edit": ("demo_edit", "a photo of a green circle", "change the color of the circle to red"),
+    "unipic1_text_to_image": ("demo_text_to_image", "a photo of an orange cross and a blue circle"),
+    "unipic1_edit": ("demo_edit", "a photo of a blue triangle", "change the background to yellow"),
+    "unipic1_understanding": ("demo_text_to_image", "a photo of a purple triangle and a green square"),
 }
 
 

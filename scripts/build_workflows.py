@@ -9,7 +9,9 @@ from pathlib import Path
 
 from comfy_server import ComfyServer
 from environment import comfyui
+from grpo_workflows import GRPO_WORKFLOWS
 from metaquery_workflows import METAQUERY_WORKFLOWS
+from unipic1_workflows import UNIPIC1_WORKFLOWS
 from workflow_graph import Graph, Node
 from workflow_parts import KSAMPLER, decode, enlarge, sample, save
 
@@ -215,6 +217,8 @@ ALL = [
     demo_text_to_image,
     demo_edit,
     *METAQUERY_WORKFLOWS,
+    *GRPO_WORKFLOWS,
+    *UNIPIC1_WORKFLOWS,
 ]
 
 

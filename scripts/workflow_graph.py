@@ -55,7 +55,9 @@ class Node:
         for name, kind, options in self.specs():
             if kind in WIDGET_TYPES and not options.get("forceInput"):
                 value = self.inputs.get(name)
-                if value is None or isinstance(value, Output):
+                if isinstance(value, Output) and kind == "COMBO":
+                    value = ""  # the first of the files that a server happens to have is nothing to save
+                elif value is None or isinstance(value, Output):
                     value = options.get("default", "")
                 shown.append((name, options, value))
         return shown

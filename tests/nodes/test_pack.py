@@ -7,7 +7,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = ["UniPicKontextLoader", "UniPicApplyKontext", "UniPicKontextConditioning", "UniPicFlowMatchScheduler"]
-IDS += ["UniPicMetaQueryLoader", "UniPicMetaQueryConditioning", "UniPicDescribe", "UniPicDrawBoxes"]
+IDS += ["UniPicMetaQueryLoader", "UniPicMetaQueryConditioning", "UniPicMARLoader", "UniPicMARSampler"]
+IDS += ["UniPicDescribe", "UniPicDrawBoxes", "UniPicTrainDataset"]
+REWARDS = ("GenEval", "ShapeEdit", "Preference", "Judge", "HTTP", "Canary", "Edit", "Img")
+IDS += [f"UniPic{kind}Reward" for kind in REWARDS]
+IDS += ["UniPicCombineRewards", "UniPicScoreImages", "UniPicGRPOTrainer"]
 
 
 @pytest.mark.parametrize("node_id", IDS)

@@ -11,6 +11,7 @@ from ..kinds import open_kind
 from .sources import bucket_size
 
 Shape = tuple[int, int, int]  # width and height in px, number of references
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class PromptSample(NamedTuple):
@@ -21,36 +22,17 @@ class PromptSample(NamedTuple):
     references: tuple[np.ndarray, ...] = ()
 
 
-class PromptLines:
-    """Prompts in a file: JSON lines (`.jsonl`), or plain text with a prompt a line.
+class PromptRows:
+    """Rows with `prompt` or `text` and, for edits, `references`: names of pictures relative to the folder.
 
-    A JSON line has `prompt` (GenEval's name for it) or `text`, and for edits `references`, names of pictures relative
-    to the file's folder; all of its fields are metadata. Pictures are generated at resolution² px; edits at the size of
-    the aspect ratio nearest to their first reference's. Raises ValueError naming the line that cannot be used.
+    All fields are metadata. Pictures are generated at resolution² px; edits at the size of the aspect ratio nearest to
+    their first reference's.
     """
 
-    def __init__(self, path: str, resolution: int = 512):
-        self.folder, self.resolution = Path(path).parent, resolution
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        self.rows = [
-            self._row(path, number, line) for number, line in enumerate(lines, start=1) if line and not line.isspace()
-        ]
-        if not self.rows:
-            raise ValueError(f"{path} has no prompt")
-
-    def _row(self, path: str, number: int, line: str) -> dict:
-        if not path.endswith(".jsonl"):
-            return {"prompt": line.strip()}
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not ("prompt" in row or "text" in row):
-            raise ValueError(f'{path}, line {number}: "prompt" is missing')
-        for name in row.get("references", []):
-            if not (self.folder / name).is_file():
-                raise ValueError(f"{path}, line {number}: there is no picture {name!r} in {self.folder}")
-        return row
+    def __init__(self, rows: list[dict], folder: Path, resolution: int, source: str):
+        if not rows:
+            raise ValueError(f"{source} has no prompt")
+        self.rows, self.folder, self.resolution = rows, folder, resolution
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,6 +50,53 @@ class PromptLines:
         pictures = [Image.open(self.folder / name).convert("RGB") for name in row.get("references", [])]
         arrays = tuple(np.asarray(ImageOps.fit(picture, size)) for picture in pictures)
         return PromptSample(row.get("prompt", row.get("text")), row, arrays)
+
+
+class PromptList(PromptRows):
+    """Prompts that stand in the configuration itself."""
+
+    def __init__(self, prompts: list[str], resolution: int = 512):
+        super().__init__([{"prompt": prompt} for prompt in prompts], Path(), resolution, "the list of prompts")
+
+
+class PromptLines(PromptRows):
+    """Prompts in a file: JSON lines (`.jsonl`), GenEval's for example, or plain text with a prompt a line.
+
+    Raises ValueError naming the line that cannot be used.
+    """
+
+    def __init__(self, path: str, resolution: int = 512):
+        self.folder = Path(path).parent
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        rows = [self._row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        super().__init__(rows, self.folder, resolution, path)
+
+    def _row(self, path: str, number: int, line: str) -> dict:
+        if not path.endswith(".jsonl"):
+            return {"prompt": line.strip()}
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict) or not ("prompt" in row or "text" in row):
+            raise ValueError(f'{path}, line {number}: "prompt" is missing')
+        for name in row.get("references", []):
+            if not (self.folder / name).is_file():
+                raise ValueError(f"{path}, line {number}: there is no picture {name!r} in {self.folder}")
+        return row
+
+
+class PromptFolder(PromptRows):
+    """Pictures with texts beside them (`a.png`, `a.txt`): prompts, or with `edit` instructions for the pictures."""
+
+    def __init__(self, path: str, edit: bool = False, resolution: int = 512):
+        rows = []
+        for picture in sorted(Path(path).iterdir()):
+            text = picture.with_suffix(".txt")
+            if picture.suffix.lower() in PICTURES and text.is_file():
+                references = {"references": [picture.name]} if edit else {}
+                rows.append({"prompt": text.read_text(encoding="utf-8").strip(), **references})
+        super().__init__(rows, Path(path), resolution, path)
 
 
 class ShapePrompts:
@@ -94,11 +123,11 @@ class ShapePrompts:
         return PromptSample(sample.prompt, sample.metadata)
 
 
-SOURCES = {"lines": PromptLines, "shapes": ShapePrompts}
+SOURCES = {"list": PromptList, "lines": PromptLines, "folder": PromptFolder, "shapes": ShapePrompts}
 
 
-def open_prompts(spec: dict) -> PromptLines | ShapePrompts:
-    """The source that a configuration names: `{"kind": "lines" | "shapes", …its arguments}`."""
+def open_prompts(spec: dict) -> PromptRows | ShapePrompts:
+    """The source that a configuration names: `{"kind": "list", "lines", "folder" or "shapes", …its arguments}`."""
     return open_kind("prompt source", spec, SOURCES)
 
 

@@ -12,6 +12,7 @@ from ..data.pictures import save_grid, to_pictures
 from ..data.prompts import PromptSet
 from ..kontext import load_transformer
 from ..kontext.transformer import VAE_STRIDE
+from ..stopping import stop_if_asked
 from ..training.config import DTYPES
 from .advantages import group_advantages, usable_rows
 from .conditions import FrozenModels
@@ -94,6 +95,7 @@ class GRPOTask(torch.nn.Module):
 
         chunks = []
         for first in range(rank * micro, config.batch_size, world * micro):
+            stop_if_asked(accelerator)
             rows = list(range(first, first + micro))
             chunk = Chunk(rows, self.frozen.condition([self.encoded[row_keys[row]] for row in rows]))
             self.algorithm.rollout(self.policy, chunk, self._latent_shape(width, height), step, device)
@@ -109,6 +111,7 @@ class GRPOTask(torch.nn.Module):
         keep, dropped = usable_rows(rewards, row_keys)
         metrics = self.scoring.metrics(found, row_keys) | {"dropped_groups": dropped}
         clock.append(time.perf_counter())
+        stop_if_asked(accelerator)
 
         trained = list(adapter(self.transformer).values())
         metrics |= update(

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..stopping import stop_if_asked
 from ..training.loop import set_learning_rate
 from .config import GRPOConfig
 from .policy import Policy
@@ -34,6 +35,8 @@ def update(
             continue
         first = not norms  # the weights are still those of the rollout
         for chunk in chunks[number * mine : (number + 1) * mine]:
+            if first:
+                stop_if_asked(accelerator)
             rows = keep[chunk.rows]
             weight = int(rows.sum()) / kept / algorithm.terms
             if not weight:

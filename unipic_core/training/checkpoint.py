@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 def save_checkpoint(
     folder: Path, step: int, weights: dict[str, torch.Tensor], ema: dict[str, torch.Tensor], optimizer: dict, keep: int
 ) -> None:
-    """Write `folder/step-N` in one rename, then remove all but the newest `keep` checkpoints."""
+    """Write `folder/step-N`, if there is none, in one rename; then remove all but the newest `keep` checkpoints."""
     final, partial = folder / f"step-{step:07d}", folder / f".partial-{os.getpid()}"
+    if final.exists():
+        return
     partial.mkdir(parents=True)
     try:
         save_file(weights, partial / "weights.safetensors")

@@ -54,11 +54,23 @@ class LoopConfig:
 
 def load_config(path: str | Path, kind: type):
     """Read a YAML file into the dataclass `kind`. ValueError: an unknown or missing field, named."""
-    values = yaml.safe_load(Path(path).read_text())
+    return make_config(yaml.safe_load(Path(path).read_text()), kind, path)
+
+
+def make_config(values: dict, kind: type, source: str | Path):
+    """The dataclass `kind` with these values; messages name their source."""
     known = {entry.name: entry for entry in fields(kind)}
     if unknown := set(values) - set(known):
-        raise ValueError(f"{path}: unknown setting {sorted(unknown)[0]!r}; known are: {', '.join(known)}")
+        raise ValueError(f"{source}: unknown setting {sorted(unknown)[0]!r}; known are: {', '.join(known)}")
     try:
-        return kind(**values)
+        return kind(**{name: number(value) if known[name].type is float else value for name, value in values.items()})
     except TypeError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{source}: {error}") from None
+
+
+def number(value):
+    """YAML takes 1e-4, without a point, for a text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value

@@ -5,20 +5,24 @@ its slice of it. So a run needs no random state in its checkpoints, and any numb
 """
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..stopping import Stopped, stop_if_asked
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import LoopConfig
 from .ema import EMA
 from .metrics import MetricsLog
 from .optimizer import make_optimizer
+
+LOCK_PATIENCE = 600  # seconds
 
 
 class Task(Protocol):
@@ -75,14 +79,37 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
 
     A run that was stopped goes on from its newest checkpoint: on CPU its final weights are bit-identical to those of an
     uninterrupted run. `on_step(step, metrics)` is called after every logged step; raising in it stops the run.
+    When it is asked to end (`unipic_core.stopping`), it saves a checkpoint and raises Stopped.
     A task that is not a loss over a batch has `iterate(accelerator, optimizer, step, micro) -> metrics` for a step, and
-    `carried()` for parameters that change in it without a gradient.
+    `carried()` for parameters that change in it without a gradient. A step may raise Stopped while nothing changed.
     """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("precision fp16 needs a GPU; use bf16 or fp32")
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision, cpu=not torch.cuda.is_available()
     )
+    with alone_in(Path(config.out), accelerator):
+        return train(task, config, accelerator, on_step)
+
+
+@contextmanager
+def alone_in(out: Path, accelerator) -> Iterator[None]:
+    """Hold the run's folder. A run whose starter died may still be finishing its step there: wait for it."""
+    lock = FileLock(out / ".lock")
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=LOCK_PATIENCE)
+        except Timeout:
+            raise RuntimeError(f"another process trains in {out}; end it, or give the run another folder") from None
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def train(task: Task, config: LoopConfig, accelerator, on_step: Callable[[int, dict], None]) -> Path:
     micro = micro_batch_size(config, accelerator.num_processes)
     out = Path(config.out)
     checkpoints = out / "checkpoints"
@@ -105,16 +132,30 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
 
     main = accelerator.is_main_process
     if main:
-        out.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(out, start)
-    recent = []
+    recent, done = [], start
 
-    for step in range(start, config.steps):
+    def save() -> None:
+        average = {name: value.contiguous() for name, value in ema.average.items()}
+        weights = {name: parameter.detach().contiguous() for name, parameter in kept.items()}
+        save_checkpoint(checkpoints, done, weights, average, optimizer.state_dict(), config.keep_checkpoints)
+        log.draw()
+
+    def advance(step: int) -> dict:
+        stop_if_asked(accelerator)
         with attention_backend(accelerator.device):
             if hasattr(task, "iterate"):
-                metrics = task.iterate(accelerator, optimizer, step, micro)
-            else:
-                metrics = train_step(accelerator, model, optimizer, task, config, step, micro)
+                return task.iterate(accelerator, optimizer, step, micro)
+            return train_step(accelerator, model, optimizer, task, config, step, micro)
+
+    for step in range(start, config.steps):
+        try:
+            metrics = advance(step)
+        except Stopped:
+            if main:
+                save()
+            accelerator.wait_for_everyone()
+            raise
         ema.update(step)
         done = step + 1
         recent.append(metrics)
@@ -125,10 +166,7 @@ def run(task: Task, config: LoopConfig, on_step: Callable[[int, dict], None] = l
                 on_step(done, means)
             recent.clear()
         if main and (done % config.checkpoint_every == 0 or done == config.steps):
-            average = {name: value.contiguous() for name, value in ema.average.items()}
-            weights = {name: parameter.detach().contiguous() for name, parameter in kept.items()}
-            save_checkpoint(checkpoints, done, weights, average, optimizer.state_dict(), config.keep_checkpoints)
-            log.draw()
+            save()
         if main and (done % config.sample_every == 0 or done == config.steps):
             with ema.applied(), attention_backend(accelerator.device), torch.compiler.set_stance("force_eager"):
                 validation = task.sample(out / "samples" / f"step-{done:07d}.png")

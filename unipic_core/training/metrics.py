@@ -5,6 +5,12 @@ import os
 from pathlib import Path
 
 
+def read_metrics(path: Path) -> list[dict]:
+    """All complete lines (a killed run may leave half a line at the end)."""
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 class MetricsLog:
     """`metrics.jsonl`, one object a line with its `step`; `curves.png` drawn from it."""
 
@@ -17,9 +23,7 @@ class MetricsLog:
         os.replace(partial, self.path)
 
     def read(self) -> list[dict]:
-        """All complete lines (a killed run may leave half a line at the end)."""
-        text = self.path.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return read_metrics(self.path)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with self.path.open("a") as file:
