@@ -36,7 +36,7 @@ SOURCES = {  # which demo workflow draws a thumbnail, and from which prompts
     "metaquery_understanding": ("demo_text_to_image", "a photo of a green circle and a pink star"),
     "metaquery_describe_then_edit": ("demo_edit", "a photo of a green circle", "change the color of the circle to red"),
     "unipic1_text_to_image": ("demo_text_to_image", "a photo of an orange cross and a blue circle"),
-    "unipic1_edit": ("demo_edit", "a photo of a blue triangle", "change the background to yellow"),
+    "unipic1_edit": ("demo_edit", "a photo of a blue triangle", "replace the triangle with a star"),
     "unipic1_understanding": ("demo_text_to_image", "a photo of a purple triangle and a green square"),
 }
 
