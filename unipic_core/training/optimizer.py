@@ -7,8 +7,8 @@ import torch
 from .config import LoopConfig
 
 ON_TOKENS = re.compile(
-    r"\btransformer_blocks\.\d+\.(attn|ff)"  # of diffusers' transformers, and of UniPic 1:
-    r"|\bmar\..*blocks\.\d+\.(attn|mlp)|\b(llm|siglip2)\..*layers\.\d+\.(self_attn|mlp)"
+    r"\btransformer_blocks\.\d+\.(attn|ff)"  # of diffusers' transformers, of UniPic 1 and of Qwen2.5-VL
+    r"|\b(mar|visual)\..*blocks\.\d+\.(attn|mlp)|\b(llm|siglip2|language_model)\..*layers\.\d+\.(self_attn|mlp)"
 )
 
 
