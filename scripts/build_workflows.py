@@ -183,7 +183,7 @@ def kontext_single_files(graph: Graph) -> None:
 def demo_text_to_image(graph: Graph) -> None:
     models = start(graph, "## Text to image: the demo\n\nPress Run.", DEMO, 220)
     graph.column("Prompt", 440)
-    prompt = "a photo of a red circle and a blue square"
+    prompt = "a photo of a red circle"
     conditioning = condition(graph, models, prompt, width=64, height=64)
     graph.column("Sampling")
     image = decode(graph, sample(graph, models["MODEL"], conditioning, steps=20), models)
@@ -195,10 +195,10 @@ def demo_edit(graph: Graph) -> None:
     about = "## Edit: the demo\n\nPress Run: it draws a picture, then edits that picture."
     models = start(graph, about, DEMO, 220)
     graph.column("1  Draw", 440)
-    conditioning = condition(graph, models, "a photo of a green star", width=64, height=64)
+    conditioning = condition(graph, models, "a photo of a blue circle", width=64, height=64)
     drawn = decode(graph, sample(graph, models["MODEL"], conditioning, steps=20), models)
     graph.column("2  Edit", 440)
-    instruction = "change the color of the star to blue"
+    instruction = "add a yellow star"
     conditioning = condition(graph, models, instruction, image1=drawn, image_size=64)
     edited = decode(graph, sample(graph, models["MODEL"], conditioning, steps=20), models)
     graph.column("Before")
