@@ -9,9 +9,34 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
+SHORT_RUN = {  # of steps that take milliseconds, saved and logged often
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "precision": "fp32",
+    "export_dtype": "fp32",
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "sample_every": 1000,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit-exactness is promised at equal thread counts; one is also the fastest for such small models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Precision is fixed for the life of a process; every test has a run of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -3,29 +3,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
+from training_runs import fresh_accelerate, one_thread  # noqa: F401
 
 from unipic_core.rewards.edit_reward import QUESTION
 from unipic_core.rewards.img_reward_form import answer, ask
 from unipic_core.training.scratch_qwen import build_metaquery
 
 RECIPE = json.loads((Path(__file__).parents[2] / "demo/recipes/metaquery.json").read_text())
-
-
-@pytest.fixture
-def one_thread():
-    """Bit-exactness is promised at equal thread counts; one is also the fastest for such small models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """Precision is fixed for the life of a process; every test has a run of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

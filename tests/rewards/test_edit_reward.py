@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from training_runs import assert_same, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_same, kill_after, launch, weights
 
 from unipic_core import shapes
 from unipic_core.data.triplets import Triplet, open_triplets
@@ -18,8 +18,6 @@ from unipic_core.rewards import EditReward, open_reward
 from unipic_core.rewards.edit_reward import EditScorer
 from unipic_core.training.edit_reward import EditRewardConfig, EditRewardTask, agreement
 from unipic_core.training.loop import run
-
-pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerate")
 
 SIZES = ((64, 64), (96, 64), (48, 80), (32, 32))
 INSTRUCTIONS = ("add a red star", "remove the circle", "x", "move the purple triangle to the left and add a cross")
@@ -46,13 +44,7 @@ def settings(qwen_folder, tmp_path) -> dict:
         "model": str(qwen_folder),
         "data": [{"kind": "shapes", "count": 1000}],
         "steps": 4,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "export_dtype": "fp32",
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "sample_every": 1000,
+        **SHORT_RUN,
     }
 
 

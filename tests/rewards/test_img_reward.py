@@ -21,8 +21,6 @@ from unipic_core.training.img_reward import ImgRewardConfig, ImgRewardTask, comp
 from unipic_core.training.loop import run
 from unipic_core.training.understanding import UnderstandingConfig, UnderstandingTask
 
-pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerate")
-
 COLORS = {"red": (220, 40, 40), "blue": (50, 90, 220)}
 
 

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from training_runs import one_thread  # noqa: F401
 
 from unipic_core.training.scratch import build_folder
 from unipic_core.training.scratch_qwen import build_metaquery
@@ -11,15 +11,6 @@ from unipic_core.training.scratch_qwen import build_metaquery
 RECIPES = Path(__file__).parents[2] / "demo/recipes"
 RECIPE = json.loads((RECIPES / "kontext.json").read_text())
 METAQUERY_RECIPE = json.loads((RECIPES / "metaquery.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-exactness is promised at equal thread counts; one is also the fastest for such small models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from training_runs import assert_same, finish, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_same, finish, kill_after, launch, weights
 
 from unipic_core.kontext import KontextPipeline
 from unipic_core.training.config import load_config
@@ -29,13 +29,7 @@ def settings(scratch_folder, tmp_path, latents) -> dict:
         "latents": latents,
         "train_text_encoders": True,
         "steps": 6,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "export_dtype": "fp32",
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "sample_every": 1000,
+        **SHORT_RUN,
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import assert_same, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_same, kill_after, launch, weights
 
 from unipic_core.data.sources import open_source
 from unipic_core.evaluation.models import metaquery_generator
@@ -50,13 +50,7 @@ def settings(kontext_folder, metaquery_folder, tmp_path, latents) -> dict:
         "edit": [{"kind": "shapes", "task": "edit", "count": 24}],
         "latents": latents,
         "steps": 4,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "export_dtype": "fp32",
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "sample_every": 1000,
+        **SHORT_RUN,
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import assert_same, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_same, kill_after, launch, weights
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from unipic_core.data.questions import open_questions
@@ -28,13 +28,7 @@ def settings(metaquery_folder, tmp_path) -> dict:
         "model": str(metaquery_folder / "qwen2_5_vl"),
         "data": [{"kind": "shapes", "count": 1000}],
         "steps": 6,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "export_dtype": "fp32",
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "sample_every": 1000,
+        **SHORT_RUN,
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import assert_same, finish, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_same, finish, kill_after, launch, weights
 
 from unipic_core.data.pictures import to_tensor
 from unipic_core.data.sources import open_source
@@ -71,13 +71,7 @@ def settings(folder, latents, tmp_path) -> dict:
         **DATA,
         "latents": latents,
         "steps": 4,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "export_dtype": "fp32",
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "sample_every": 1000,
+        **SHORT_RUN,
     }
 
 
