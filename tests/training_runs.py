@@ -12,6 +12,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from unipic_core.training.loop import run
+
 ROOT = Path(__file__).parents[1]
 SHORT_RUN = {  # of steps that take milliseconds, saved and logged often
     "batch_size": 4,
@@ -89,3 +91,14 @@ def kill_after(step: int, process: subprocess.Popen) -> None:
         pytest.fail("the child ended before it could be killed:\n" + "".join(lines))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def assert_a_kill_changes_nothing(trainer: str, config_type: type, task_type: type, settings: dict, after: int) -> None:
+    """kill -9 after a step, then go on in this process: bit-identical to an uninterrupted run."""
+    killed, whole = (config_type(**{**settings, "out": settings["out"] + end}) for end in ("_killed", "_whole"))
+    kill_after(after, launch(trainer, vars(killed)))
+    steps = []
+    run(task_type(killed), killed, lambda step, _: steps.append(step))
+    assert steps[0] > 1
+    run(task_type(whole), whole)
+    assert_same(Path(killed.out) / "model", Path(whole.out) / "model")

@@ -1,10 +1,27 @@
-"""Folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
+import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that becomes `path`, in place of the one that is there, when all went well.
+
+    The name differs by process and thread, and does not end like `path`: no listing of models shows it.
+    """
+    partial = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

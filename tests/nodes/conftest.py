@@ -90,7 +90,8 @@ def small_folder(models) -> Path:
     """A complete model folder with random weights, models/unipic/random."""
     from unipic_core.training.scratch import build_folder
 
-    folder = build_folder(ROOT / "demo" / "recipes" / "kontext.json", models / "unipic" / "random")
+    recipe = json.loads((ROOT / "demo" / "recipes" / "kontext.json").read_text())
+    folder = build_folder(recipe, models / "unipic" / "random")
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     generator = torch.Generator().manual_seed(0)
     # A model that is new to training predicts zero velocity, whatever its inputs are.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from training_runs import SHORT_RUN, assert_same, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, assert_same, weights
 
 from unipic_core import shapes
 from unipic_core.data.triplets import Triplet, open_triplets
@@ -174,15 +174,9 @@ def test_adapters_move_the_language_model_and_the_head_alone(settings):
     assert moved == {name for name in before if "model.layers" in name and name.endswith("_proj.weight")}
 
 
-def test_killed_run_resumes_to_the_same_bits(settings, tmp_path):
+def test_killed_run_resumes_to_the_same_bits(settings):
     settings |= {"steps": 8, "checkpoint_every": 3}
-    killed = {**settings, "out": str(tmp_path / "killed")}
-    kill_after(4, launch("edit_reward", killed))
-    config, steps = EditRewardConfig(**killed), []
-    run(EditRewardTask(config), config, lambda step, _: steps.append(step))
-    assert steps[0] > 1
-    train({**settings, "out": str(tmp_path / "whole")})
-    assert_same(tmp_path / "killed/model", tmp_path / "whole/model")
+    assert_a_kill_changes_nothing("edit_reward", EditRewardConfig, EditRewardTask, settings, after=4)
 
 
 def test_splitting_a_batch_does_not_change_the_update(settings, tmp_path):

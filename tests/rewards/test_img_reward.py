@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_runs import assert_same, finish, kill_after, launch, weights
+from training_runs import assert_a_kill_changes_nothing, finish, launch, weights
 
 from unipic_core import shapes
 from unipic_core.data.pairs import open_pairs
@@ -293,15 +293,9 @@ def test_training_moves_the_language_model_alone_and_writes_a_whole_folder(setti
     assert first["reward"] == pytest.approx(first["ranking"] + first["format"])
 
 
-def test_killed_run_resumes_to_the_same_bits(settings, tmp_path):
+def test_killed_run_resumes_to_the_same_bits(settings):
     settings |= {"steps": 5, "checkpoint_every": 2}
-    killed = {**settings, "out": str(tmp_path / "killed")}
-    kill_after(3, launch("img_reward", killed))
-    config, steps = ImgRewardConfig(**killed), []
-    run(ImgRewardTask(config), config, lambda step, _: steps.append(step))
-    assert steps[0] > 1
-    train({**settings, "out": str(tmp_path / "whole")})
-    assert_same(tmp_path / "killed/model", tmp_path / "whole/model")
+    assert_a_kill_changes_nothing("img_reward", ImgRewardConfig, ImgRewardTask, settings, after=3)
 
 
 def test_two_processes_do_what_one_does(settings, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import SHORT_RUN, assert_same, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, weights
 
 from unipic_core.data.sources import open_source
 from unipic_core.evaluation.models import metaquery_generator
@@ -170,15 +170,9 @@ def test_features_are_computed_once_and_again_for_another_vlm(settings, metaquer
     assert len(list(Path(settings["latents"]).iterdir())) == len(files) + 1
 
 
-def test_killed_run_resumes_to_the_same_bits(settings, tmp_path):
+def test_killed_run_resumes_to_the_same_bits(settings):
     settings |= {"steps": 12, "checkpoint_every": 3}
-    killed = {**settings, "out": str(tmp_path / "killed")}
-    kill_after(4, launch("metaquery", killed))
-    config, steps = MetaQueryConfig(**killed), []
-    run(MetaQueryTask(config), config, lambda step, _: steps.append(step))
-    assert steps[0] > 1
-    train({**settings, "out": str(tmp_path / "whole")})
-    assert_same(tmp_path / "killed/model", tmp_path / "whole/model")
+    assert_a_kill_changes_nothing("metaquery", MetaQueryConfig, MetaQueryTask, settings, after=4)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import SHORT_RUN, assert_same, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, weights
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from unipic_core.data.questions import open_questions
@@ -138,15 +138,9 @@ def test_adapters_move_the_language_model_alone(settings):
     assert moved == {name for name in before if "model.layers" in name and name.endswith("_proj.weight")}
 
 
-def test_killed_run_resumes_to_the_same_bits(settings, tmp_path):
+def test_killed_run_resumes_to_the_same_bits(settings):
     settings |= {"steps": 12, "checkpoint_every": 3}
-    killed = {**settings, "out": str(tmp_path / "killed")}
-    kill_after(4, launch("understanding", killed))
-    config, steps = UnderstandingConfig(**killed), []
-    run(UnderstandingTask(config), config, lambda step, _: steps.append(step))
-    assert steps[0] > 1
-    train({**settings, "out": str(tmp_path / "whole")})
-    assert_same(tmp_path / "killed/model", tmp_path / "whole/model")
+    assert_a_kill_changes_nothing("understanding", UnderstandingConfig, UnderstandingTask, settings, after=4)
 
 
 def test_splitting_a_batch_does_not_change_the_update(settings, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import SHORT_RUN, assert_same, finish, kill_after, launch, weights
+from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, finish, launch, weights
 
 from unipic_core.data.pictures import to_tensor
 from unipic_core.data.sources import open_source
@@ -297,15 +297,9 @@ def test_splitting_a_batch_does_not_change_the_update(settings, tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_killed_run_resumes_to_the_same_bits(settings, tmp_path):
+def test_killed_run_resumes_to_the_same_bits(settings):
     settings |= {"steps": 10, "checkpoint_every": 3}
-    killed = {**settings, "out": str(tmp_path / "killed")}
-    kill_after(4, launch("unipic1", killed))
-    config, steps = UniPic1Training(**killed), []
-    run(UniPic1Task(config), config, lambda step, _: steps.append(step))
-    assert steps[0] > 1
-    train({**settings, "out": str(tmp_path / "whole")})
-    assert_same(tmp_path / "killed/model", tmp_path / "whole/model")
+    assert_a_kill_changes_nothing("unipic1", UniPic1Training, UniPic1Task, settings, after=4)
 
 
 def test_loss_falls(settings):

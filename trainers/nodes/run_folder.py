@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-import os
 import shutil
 from dataclasses import asdict
 from itertools import count
@@ -11,6 +10,7 @@ from pathlib import Path
 import yaml
 from safetensors import safe_open
 
+from ...unipic_core.files import replaced_file
 from ...unipic_core.rl.config import GRPOConfig
 from ...unipic_core.training.config import make_config
 
@@ -41,10 +41,11 @@ def prepare(folder: Path, settings: dict, lora: Path | None, resume: bool) -> Pa
                 f"The run in {folder} was begun with other settings: {'; '.join(changed)}. Set them back to go on with "
                 f"it, or give this run another name; it can start from the other's LoRA."
             )
-    folder.mkdir(parents=True, exist_ok=True)
     if lora and not (folder / START).exists():
-        replace(folder / START, lambda partial: shutil.copyfile(lora, partial))
-    replace(file, lambda partial: partial.write_text(yaml.safe_dump(settings, sort_keys=False)))
+        with replaced_file(folder / START) as partial:
+            shutil.copyfile(lora, partial)
+    with replaced_file(file) as partial:
+        partial.write_text(yaml.safe_dump(settings, sort_keys=False))
     return file
 
 
@@ -82,17 +83,7 @@ def publish(lora: Path, loras: Path, name: str) -> str:
         found = f"{name}-{number}.safetensors" if number > 1 else f"{name}.safetensors"
         target = loras / found
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            replace(target, lambda partial: shutil.copyfile(lora, partial))
+            with replaced_file(target) as partial:
+                shutil.copyfile(lora, partial)
         if filecmp.cmp(lora, target, shallow=False):
             return found
-
-
-def replace(target: Path, write) -> None:
-    """`target` as a whole or not at all."""
-    partial = target.with_name(f".{target.name}-partial")
-    try:
-        write(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,12 +1,13 @@
 """Tensors that are computed once and kept on disk between runs."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
+
+from ..files import replaced_file
 
 
 def cached(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], dict[str, str]]]) -> Path:
@@ -15,8 +16,6 @@ def cached(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], dict[st
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if not path.exists():
             tensors, metadata = make()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            save_file(tensors, partial, metadata)
-            os.replace(partial, path)
+            with replaced_file(path) as partial:
+                save_file(tensors, partial, metadata)
     return path

@@ -1,11 +1,12 @@
 """Pictures as arrays, as tensors and in files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+from ..files import replaced_file
 
 
 def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -20,10 +21,8 @@ def to_pictures(tensor: torch.Tensor) -> np.ndarray:
 
 def save_grid(path: Path, rows: list[np.ndarray]) -> None:
     """Pictures [B, H, W, 3] of each row side by side, the rows below each other; shorter rows end in black."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     strips = [np.concatenate(list(row), axis=1) for row in rows]
     width = max(strip.shape[1] for strip in strips)
     grid = np.concatenate([np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0))) for strip in strips])
-    partial = path.with_name("." + path.name)
-    Image.fromarray(grid).save(partial)
-    os.replace(partial, path)
+    with replaced_file(path) as partial:
+        Image.fromarray(grid).save(partial, format="PNG")

@@ -1,6 +1,5 @@
 """Where questions about pictures come from. A source has a length and gives the same sample for the same index."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ from PIL import Image
 
 from ..kinds import open_kind
 from ..lazy import call_on_demand
+from .lines import read_lines
 
 
 class Question(NamedTuple):
@@ -25,16 +25,8 @@ class JsonLines:
     """
 
     def __init__(self, path: str):
-        self.folder, self.rows = Path(path).parent, []
-        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-            row = json.loads(line)
-            if missing := [name for name in ("file_name", "question", "answer") if not row.get(name)]:
-                raise ValueError(f'{path}, line {number}: "{missing[0]}" is missing')
-            if not (self.folder / row["file_name"]).is_file():
-                raise ValueError(f"{path}, line {number}: there is no picture {row['file_name']!r} in {self.folder}")
-            self.rows.append(row)
-        if not self.rows:
-            raise ValueError(f"{path} lists no question")
+        self.folder = Path(path).parent
+        self.rows = read_lines(path, ("question", "answer"), ("file_name",), "question")
 
     def __len__(self) -> int:
         return len(self.rows)

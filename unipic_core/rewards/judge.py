@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..files import replaced_file
 from .base import Reward
 from .rubrics import RUBRICS
 from .web import NoAnswer, Refused, ask, to_base64
@@ -136,7 +137,5 @@ class VLMJudge(Reward):
     def _keep(self, path: Path | None, score: float, text: str) -> None:
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
-        partial.write_text(json.dumps({"score": score, "answer": text}))
-        os.replace(partial, path)
+        with replaced_file(path) as partial:
+            partial.write_text(json.dumps({"score": score, "answer": text}))

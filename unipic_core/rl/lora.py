@@ -1,7 +1,6 @@
 """The adapter that is trained, and the file that it is kept in."""
 
 import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from ..files import replaced_file
 
 TRAINED, OLD = "default", "old"
 TARGETS = {
@@ -92,13 +93,8 @@ def save_lora(path: Path, transformer: torch.nn.Module, dtype: torch.dtype, meta
         "modelspec.title": path.stem,
         **metadata,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}-partial")
-    try:
+    with replaced_file(path) as partial:
         save_file(tensors, partial, header)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_lora(path: str | Path, transformer: torch.nn.Module) -> None:

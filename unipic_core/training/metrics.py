@@ -1,8 +1,9 @@
 """Metrics of a run: JSON lines for machines, a curve picture for people."""
 
 import json
-import os
 from pathlib import Path
+
+from ..files import replaced_file
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -18,9 +19,8 @@ class MetricsLog:
         """Go on after `step`: lines of later steps, which a killed run had written, are dropped."""
         self.path = folder / "metrics.jsonl"
         kept = [line for line in self.read() if line["step"] <= step] if self.path.exists() else []
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, self.path)
+        with replaced_file(self.path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict]:
         return read_metrics(self.path)
@@ -51,7 +51,6 @@ class MetricsLog:
             axis.set(title=name, xlabel="step")
             axis.grid(alpha=0.3)
         figure.tight_layout()
-        partial = self.path.with_name(".curves.png")
-        figure.savefig(partial, dpi=90)
+        with replaced_file(self.path.with_name("curves.png")) as partial:
+            figure.savefig(partial, dpi=90, format="png")
         pyplot.close(figure)
-        os.replace(partial, self.path.with_name("curves.png"))

@@ -160,7 +160,7 @@ MODEL_INDEX = {
 }
 
 
-def build_folder(recipe: dict | str | Path, out: str | Path) -> Path:
+def build_folder(recipe: dict, out: str | Path) -> Path:
     """Write a model folder with random weights.
 
     recipe: `words`, `clip_length`, `t5_length`, `seed` and the sizes of each part (see demo/recipes/kontext.json).
@@ -169,8 +169,6 @@ def build_folder(recipe: dict | str | Path, out: str | Path) -> Path:
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    if not isinstance(recipe, dict):
-        recipe = json.loads(Path(recipe).read_text())
     out = Path(out)
     with fresh_folder(out) as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe["seed"])

@@ -4,7 +4,6 @@ The VLM's folder has the files of Qwen/Qwen2.5-VL-7B-Instruct in their format, s
 reads it too.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -139,7 +138,7 @@ def write_qwen(folder: Path, recipe: dict) -> None:
     write_json(folder / "generation_config.json", tokens)
 
 
-def build_metaquery(recipe: dict | str | Path, out: str | Path) -> Path:
+def build_metaquery(recipe: dict, out: str | Path) -> Path:
     """Write `out`/qwen2_5_vl and `out`/conditioner with random weights.
 
     recipe: `seed`; `qwen` with `texts` (what the tokenizer has whole words for), `max_pixels` of a picture and the
@@ -149,8 +148,6 @@ def build_metaquery(recipe: dict | str | Path, out: str | Path) -> Path:
     """
     from ..metaquery import MetaQueryConditioner
 
-    if not isinstance(recipe, dict):
-        recipe = json.loads(Path(recipe).read_text())
     out = Path(out)
     with fresh_folder(out) as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe["seed"])

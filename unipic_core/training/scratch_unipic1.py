@@ -1,6 +1,5 @@
 """A fresh, randomly initialised UniPic 1 folder from a small recipe, for training from scratch."""
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -12,15 +11,13 @@ from ..mar import MarConfig, UniPic1, UniPic1Config, VaeConfig
 from .scratch_qwen import write_tokenizer
 
 
-def build_unipic1(recipe: dict | str | Path, out: str | Path) -> Path:
+def build_unipic1(recipe: dict, out: str | Path) -> Path:
     """Write a UniPic 1 folder with random weights, in the product's own layout.
 
     recipe: `seed`; `texts`, what the tokenizer has whole words for; `mar`, `vae`, `llm` and `siglip2`, the fields of
         MarConfig, VaeConfig, Qwen2Config and SiglipVisionConfig (see demo/recipes/unipic1.json).
     Raises FileExistsError if `out` exists; nothing is left behind when a part fails.
     """
-    if not isinstance(recipe, dict):
-        recipe = json.loads(Path(recipe).read_text())
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe["seed"])
         ids = write_tokenizer(Path(folder), recipe["texts"])
