@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,26 @@ def test_noise_says_how_far_from_the_mean_the_decoder_learns(config):
     for noise, same in ((0.0, True), (0.5, False)):
         task = VaeTask(VaeConfig(**{**vars(config), "noise": noise}))
         assert (task(batch)[0] == task(other)[0]).item() == same
+
+
+def test_locality_makes_latents_ignore_what_is_far(config):
+    def error_after_training(weight):
+        task = VaeTask(replace(config, out=f"{config.out}_{weight}", locality=weight, crop=0, steps=40))
+        batch = task.draw(1000, 8)
+        run(task, task.config)
+        with torch.no_grad():
+            latents = task.vae.encode(batch["pictures"]).latent_dist.mean
+            return task.locality_error(batch["pictures"], latents, batch["window"]).item()
+
+    assert error_after_training(1.0) < 0.5 * error_after_training(0.0)
+
+
+def test_what_is_replaced_by_the_same_changes_no_latents(config):
+    task = VaeTask(config)
+    batch = task.draw(0, 1)
+    pictures, window = batch["pictures"].expand(2, -1, -1, -1), batch["window"].expand(2, -1, -1, -1)
+    latents = task.vae.encode(pictures).latent_dist.mean
+    assert task.locality_error(pictures, latents, window).item() == pytest.approx(0, abs=1e-10)
 
 
 def test_decoder_only_keeps_the_latents(config, scratch_folder):

@@ -23,6 +23,7 @@ class VaeConfig(LoopConfig):
     decoder_only: bool = False  # keep the encoder, and so the latents that other models were trained on
     noise: float = 1.0  # noise on the latents that the decoder learns from, in deviations of the posterior
     crop: int = 0  # train on random squares of this edge, a multiple of the stride; 0: whole pictures
+    locality: float = 0.0  # weight of the error of the latents when a distant part of the picture is replaced
 
 
 class VaeTask(torch.nn.Module):
@@ -60,7 +61,8 @@ class VaeTask(torch.nn.Module):
         height, width = (edge >> (len(shape.block_out_channels) - 1) for edge in pictures.shape[-2:])
         generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
         noise = torch.randn(batch_size, shape.latent_channels, height, width, generator=generator)
-        return {"pictures": pictures, "noise": noise}
+        window = random_windows(rng, batch_size, height, width)
+        return {"pictures": pictures, "noise": noise, "window": window}
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pictures = batch["pictures"].contiguous(memory_format=torch.channels_last)
@@ -69,7 +71,26 @@ class VaeTask(torch.nn.Module):
         error = rebuilt.float() - pictures
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         loss = error.abs().mean() + error.square().mean() + self.config.kl_weight * kl
-        return loss, {"mse": error.square().mean(), "kl": kl}
+        values = {"mse": error.square().mean(), "kl": kl}
+        if self.config.locality:
+            values["locality"] = self.locality_error(pictures, posterior.mean, batch["window"])
+            loss = loss + self.config.locality * values["locality"]
+        return loss, values
+
+    def locality_error(self, pictures: torch.Tensor, latents: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+        """How much latents change, relative to their variance, when everything beyond the next cell is replaced.
+
+        A window of each picture gets another picture's content (Yun et al. 2019, CutMix); the latents should be those
+        of the two pictures, side by side. Cells along its edge are left out. window: bool [B, 1, h, w] in cells.
+        """
+        other = latents.roll(1, 0)
+        stride = pictures.shape[-1] // latents.shape[-1]
+        inside = window.repeat_interleave(stride, -2).repeat_interleave(stride, -1)
+        mixed = self.vae.encode(torch.where(inside, pictures.roll(1, 0), pictures)).latent_dist.mean
+        grown, shrunk = (torch.nn.functional.max_pool2d(w.float(), 3, 1, 1) for w in (window, ~window))
+        clear = ((grown == 0) | (shrunk == 0)).float()
+        error = (mixed - torch.where(window, other, latents)).square() * clear
+        return error.sum() / (clear.sum() * latents.shape[1]) / latents.detach().var()
 
     def sample(self, path: Path) -> None:
         with torch.no_grad():
@@ -90,6 +111,16 @@ def random_crops(rng: np.random.Generator, pictures: torch.Tensor, edge: int) ->
     limits = [size - edge + 1 for size in pictures.shape[-2:]]
     corners = rng.integers(limits, size=(len(pictures), 2))
     return torch.stack([p[:, y : y + edge, x : x + edge] for p, (y, x) in zip(pictures, corners, strict=True)])
+
+
+def random_windows(rng: np.random.Generator, count: int, height: int, width: int) -> torch.Tensor:
+    """Rectangles that touch a corner of the frame: bool [count, 1, height, width]."""
+    rows, columns = rng.integers(2, [height, width], size=(count, 2)).T
+    windows = torch.zeros(count, 1, height, width, dtype=torch.bool)
+    for window, row, column in zip(windows, rows, columns, strict=True):
+        window[:, :row, :column] = True
+    flips = [(), (-1,), (-2,), (-2, -1)]
+    return torch.stack([w.flip(flips[i]) for w, i in zip(windows, rng.integers(4, size=count), strict=True)])
 
 
 @torch.no_grad()
