@@ -35,6 +35,15 @@ def test_the_target_succeeds_and_the_source_does_not(kind, size):
         assert unedited["score"] == 0 and unedited["preservation"] == 1 and unedited["reason"]
 
 
+def test_added_objects_stay_within_cells_where_asked():
+    for seed in range(40):
+        sample = sample_edit(seed, "add", cell=16)
+        (new,) = set(sample.target.objects) - set(sample.source.objects)
+        x1, y1, x2, y2 = new.box
+        assert x1 // 16 == (x2 - 1) // 16 and y1 // 16 == (y2 - 1) // 16
+        assert score_edit(render(sample.target), sample.metadata)["score"] == 1
+
+
 @pytest.mark.parametrize("kind", EDIT_KINDS)
 def test_larger_pictures_score_alike(kind):
     for seed in range(20):

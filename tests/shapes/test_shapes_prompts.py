@@ -57,6 +57,20 @@ def test_a_scene_shows_what_its_prompt_says(task, size):
         assert len(sample.scene.objects) == sum(want["count"] for want in sample.metadata["include"])
 
 
+def within_one_cell(shape, cell):
+    x1, y1, x2, y2 = shape.box
+    return x1 // cell == (x2 - 1) // cell and y1 // cell == (y2 - 1) // cell
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_objects_stay_within_cells_where_asked(size):
+    samples = [sample_prompt(seed, size=size, cell=16) for seed in range(60)]
+    assert all(within_one_cell(shape, 16) for sample in samples for shape in sample.scene.objects)
+    assert all(verdict(sample.scene, sample.metadata)["correct"] for sample in samples)
+    anywhere = [shape for seed in range(60) for shape in sample_prompt(seed, size=size).scene.objects]
+    assert not all(within_one_cell(shape, 16) for shape in anywhere)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_missing_object_fails(task):
     for seed in range(40):

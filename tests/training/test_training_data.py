@@ -61,7 +61,12 @@ def test_unusable_lines_are_named(pictures, line, message):
 
 
 @pytest.mark.parametrize(
-    "spec, message", [({"kind": "web"}, "unknown; use one of: jsonl, shapes"), ({"kind": "jsonl", "file": "x"}, "file")]
+    "spec, message",
+    [
+        ({"kind": "web"}, "unknown; use one of: jsonl, shapes"),
+        ({"kind": "jsonl", "file": "x"}, "file"),
+        ({"kind": "shapes", "task": "edit", "count": 1, "cell": 8}, "smallest object is 14 px"),
+    ],
 )
 def test_wrong_sources_are_named(spec, message):
     with pytest.raises(ValueError, match=message):

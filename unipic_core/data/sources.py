@@ -59,10 +59,17 @@ class JsonLines:
 
 
 class Shapes:
-    """The shape world: `task` is text_to_image or edit, seeds from `first` on, one picture in eight not 64×64."""
+    """The shape world: `task` is text_to_image or edit, seeds from `first` on, one picture in eight not 64×64.
 
-    def __init__(self, task: str, count: int, first: int = 0):
-        self.task, self.seeds = task, range(first, first + count)
+    `cell`: objects that are not given stay within cells of so many px (see `shapes.sample_prompt`, `sample_edit`).
+    """
+
+    def __init__(self, task: str, count: int, first: int = 0, cell: int | None = None):
+        from ..shapes.world import DIAMETERS
+
+        if cell is not None and cell < DIAMETERS[0]:
+            raise ValueError(f"cell is {cell} px, but the smallest object is {DIAMETERS[0]} px across")
+        self.task, self.seeds, self.cell = task, range(first, first + count), cell
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -74,9 +81,9 @@ class Shapes:
         others = shapes.SIZES[1:]
         size = others[seed // 8 % len(others)] if seed % 8 == 0 else shapes.SIZES[0]
         if self.task == "edit":
-            edit = shapes.sample_edit(seed, size=size)
+            edit = shapes.sample_edit(seed, size=size, cell=self.cell)
             return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
-        sample = shapes.sample_prompt(seed, size=size)
+        sample = shapes.sample_prompt(seed, size=size, cell=self.cell)
         return Sample(sample.prompt, shapes.render(sample.scene))
 
 

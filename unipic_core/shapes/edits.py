@@ -12,6 +12,7 @@ A condition is one of
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
 from random import Random
 
@@ -67,9 +68,9 @@ def _unused(scene: Scene, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]
     return [pair for pair in pairs if pair not in _pairs(scene)]
 
 
-def _add(rng: Random, scene: Scene, shape: Shape) -> Step | None:
+def _add(rng: Random, scene: Scene, shape: Shape, cell: int | None = None) -> Step | None:
     cls, color = rng.choice(_unused(scene, [(cls, color) for cls in CLASSES for color in PALETTE]))
-    new = place(rng, scene.size, cls, color, scene.objects)
+    new = place(rng, scene.size, cls, color, scene.objects, cell=cell)
     text = f"add {with_article(color)} {cls}"
     return new and Step(text, replace(scene, objects=(*scene.objects, new)), [_is(new)])
 
@@ -136,15 +137,15 @@ EDIT_KINDS = (*_STEPS, "compose")
 _COMPOSABLE = list(permutations(("add", "remove", "replace", "adjust", "background", "action"), 2))
 
 
-def _compose(rng: Random, scene: Scene) -> Step | None:
+def _compose(rng: Random, scene: Scene, steps: dict) -> Step | None:
     """Two edits of different kinds on different objects.
 
     The second names its object as it would in the source, and does not bring back what the first took away.
     """
     kinds = rng.choice(_COMPOSABLE)
     shapes = rng.sample(scene.objects, 2)
-    first = _STEPS[kinds[0]](rng, scene, shapes[0])
-    second = first and _STEPS[kinds[1]](rng, first.scene, shapes[1])
+    first = steps[kinds[0]](rng, scene, shapes[0])
+    second = first and steps[kinds[1]](rng, first.scene, shapes[1])
     if not second or name(shapes[1], scene) != name(shapes[1], first.scene):
         return None
     if (_pairs(scene) - _pairs(first.scene)) & _pairs(second.scene):
@@ -152,17 +153,24 @@ def _compose(rng: Random, scene: Scene) -> Step | None:
     return Step(f"{first.instruction} and {second.instruction}", second.scene, first.conditions + second.conditions)
 
 
-def sample_edit(seed: int, kind: str | None = None, size: tuple[int, int] | None = None) -> EditSample:
-    """The edit with this number. `kind`: one of EDIT_KINDS (None: any); `size`: (width, height) in px (None: 64x64)."""
+def sample_edit(
+    seed: int, kind: str | None = None, size: tuple[int, int] | None = None, cell: int | None = None
+) -> EditSample:
+    """The edit with this number. `kind`: one of EDIT_KINDS (None: any); `size`: (width, height) in px (None: 64x64);
+    `cell`: an added object stays within one cell of a grid of so many px (None: it stands anywhere)."""
     rng = Random(f"edit {seed} {kind}")
     kind = kind or rng.choice(EDIT_KINDS)
     fewest = 2 if kind in ("extract", "compose") else 1
     most = 3 if kind in ("add", "compose") else 4
     diameters = OUTLINE_DIAMETERS if kind == "style" else DIAMETERS
+    steps = {**_STEPS, "add": partial(_add, cell=cell)}
     step = None
     while not step:
         source = random_scene(rng, size or SIZES[0], rng.randint(fewest, most), diameters)
-        step = _compose(rng, source) if kind == "compose" else _STEPS[kind](rng, source, rng.choice(source.objects))
+        if kind == "compose":
+            step = _compose(rng, source, steps)
+        else:
+            step = steps[kind](rng, source, rng.choice(source.objects))
     target = step.scene
     touched = sorted({shape.cls for shape in set(source.objects) ^ set(target.objects)})
     counts = [{"class": cls, "count": sum(shape.cls == cls for shape in target.objects)} for cls in touched]

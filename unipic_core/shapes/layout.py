@@ -33,10 +33,16 @@ def place(
     color: str,
     others: Sequence[Shape],
     diameters: Sequence[int] = DIAMETERS,
+    cell: int | None = None,
 ) -> Shape | None:
-    """The object with a random diameter at a random free place, or None where there is none."""
-    diameter = rng.choice(diameters)
+    """The object with a random diameter at a random free place, or None where there is none.
+
+    With `cell`, it is at most as large as a cell of so many px and stays within one cell of that grid.
+    """
+    diameter = rng.choice([d for d in diameters if not cell or d <= cell])
     corners = free_boxes(size, diameter, others)
+    if cell:
+        corners = corners[(corners // cell == (corners + diameter - 1) // cell).all(1)]
     if not len(corners):
         return None
     x, y = corners[rng.randrange(len(corners))].tolist()
@@ -44,12 +50,16 @@ def place(
 
 
 def arrange(
-    rng: Random, size: tuple[int, int], kinds: Sequence[tuple[str, str]], diameters: Sequence[int] = DIAMETERS
+    rng: Random,
+    size: tuple[int, int],
+    kinds: Sequence[tuple[str, str]],
+    diameters: Sequence[int] = DIAMETERS,
+    cell: int | None = None,
 ) -> Scene:
     """A scene of the given (class, colour) objects at random places, in random sizes, on a random background."""
     objects: list[Shape] = []
     while len(objects) < len(kinds):
-        shape = place(rng, size, *kinds[len(objects)], objects, diameters)
+        shape = place(rng, size, *kinds[len(objects)], objects, diameters, cell)
         objects = [*objects, shape] if shape else []
     return Scene(size, rng.choice(list(BACKGROUNDS)), tuple(objects))
 

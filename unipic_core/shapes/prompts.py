@@ -28,8 +28,11 @@ class PromptSample:
     scene: Scene
 
 
-def sample_prompt(seed: int, task: str | None = None, size: tuple[int, int] | None = None) -> PromptSample:
-    """The prompt with this number. `task`: one of TASKS (None: any); `size`: (width, height) in px (None: 64x64)."""
+def sample_prompt(
+    seed: int, task: str | None = None, size: tuple[int, int] | None = None, cell: int | None = None
+) -> PromptSample:
+    """The prompt with this number. `task`: one of TASKS (None: any); `size`: (width, height) in px (None: 64x64);
+    `cell`: every object of the scene stays within one cell of a grid of so many px (None: they stand anywhere)."""
     rng = Random(f"prompt {seed} {task}")
     task = task or rng.choice(TASKS)
     a, b = rng.sample(CLASSES, 2)
@@ -63,9 +66,9 @@ def sample_prompt(seed: int, task: str | None = None, size: tuple[int, int] | No
             shown = [(a, colors[0]), (b, colors[1])]
             text = " and ".join(f"{with_article(color)} {cls}" for cls, color in shown)
             include = [{"class": cls, "count": 1, "color": color} for cls, color in shown]
-    scene = arrange(rng, size or SIZES[0], shown)
+    scene = arrange(rng, size or SIZES[0], shown, cell=cell)
     while task == "position" and not clearly_related(scene.objects[0].box, relation, scene.objects[1].box):
-        scene = arrange(rng, size or SIZES[0], shown)
+        scene = arrange(rng, size or SIZES[0], shown, cell=cell)
     prompt = f"a photo of {text}"
     metadata = {"tag": task, "include": include, **({"exclude": exclude} if exclude else {}), "prompt": prompt}
     return PromptSample(prompt, metadata, scene)
