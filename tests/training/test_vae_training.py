@@ -61,9 +61,10 @@ def test_noise_says_how_far_from_the_mean_the_decoder_learns(config):
 
 
 def test_locality_makes_latents_ignore_what_is_far(config):
+    batch = VaeTask(replace(config, locality=1.0, crop=0)).draw(1000, 8)
+
     def error_after_training(weight):
         task = VaeTask(replace(config, out=f"{config.out}_{weight}", locality=weight, crop=0, steps=40))
-        batch = task.draw(1000, 8)
         run(task, task.config)
         with torch.no_grad():
             latents = task.vae.encode(batch["pictures"]).latent_dist.mean
@@ -72,12 +73,29 @@ def test_locality_makes_latents_ignore_what_is_far(config):
     assert error_after_training(1.0) < 0.5 * error_after_training(0.0)
 
 
+def test_locality_needs_cells_that_are_far(config):
+    with pytest.raises(ValueError, match="two cells apart; crop is 16, make it 0 or at least 24"):
+        VaeTask(replace(config, locality=1.0, crop=16))
+
+
 def test_what_is_replaced_by_the_same_changes_no_latents(config):
-    task = VaeTask(config)
+    task = VaeTask(replace(config, locality=1.0))
     batch = task.draw(0, 1)
     pictures, window = batch["pictures"].expand(2, -1, -1, -1), batch["window"].expand(2, -1, -1, -1)
     latents = task.vae.encode(pictures).latent_dist.mean
     assert task.locality_error(pictures, latents, window).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_a_fixed_posterior_is_that_of_every_picture_and_keeps_the_mean(config):
+    config = replace(config, posterior_std=0.01, decoder_only=True, steps=2)
+    task = VaeTask(config)
+    vae = AutoencoderKL.from_pretrained(run(task, config) / "vae")
+    pictures = to_tensor(task.pictures(np.random.default_rng(1), 4))
+    with torch.no_grad():
+        posterior, learnt = vae.encode(pictures).latent_dist, task.vae.encode(pictures).latent_dist
+    torch.testing.assert_close(posterior.std * vae.config.scaling_factor, torch.full_like(posterior.std, 0.01))
+    torch.testing.assert_close(posterior.mean, learnt.mean)
+    assert learnt.std.std() > 0
 
 
 def test_decoder_only_keeps_the_latents(config, scratch_folder):

@@ -11,7 +11,7 @@ from ..data.pictures import to_tensor
 from ..files import replaced_folder
 from ..mar import UniPic1
 from .config import DTYPES
-from .vae import VaeTask
+from .vae import VaeTask, fix_posterior
 
 
 class UniPic1VaeTask(VaeTask):
@@ -29,5 +29,7 @@ class UniPic1VaeTask(VaeTask):
             pictures = to_tensor(self.pictures(np.random.default_rng(self.config.seed), 512)).to(self.vae.device)
             latents = torch.cat([self.vae.encode(part).latent_dist.mean for part in pictures.split(32)])
             model.config = replace(model.config, vae_scale=1 / latents.std().item())
+        if self.config.posterior_std:
+            fix_posterior(model.vae, self.config.posterior_std / model.config.vae_scale)
         with replaced_folder(folder) as partial:
             model.save_pretrained(partial, DTYPES[self.config.export_dtype])

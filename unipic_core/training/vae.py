@@ -1,6 +1,7 @@
 """Training the autoencoder of a small model from scratch: reconstruction plus a weak pull to the unit Gaussian."""
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL
 
 from ..data.pictures import save_grid, to_pictures, to_tensor
 from ..data.sources import open_source
+from ..kontext.loading import load_pretrained
 from .config import DTYPES, LoopConfig
 
 
@@ -23,6 +25,7 @@ class VaeConfig(LoopConfig):
     decoder_only: bool = False  # keep the encoder, and so the latents that other models were trained on
     noise: float = 1.0  # noise on the latents that the decoder learns from, in deviations of the posterior
     crop: int = 0  # train on random squares of this edge, a multiple of the stride; 0: whole pictures
+    posterior_std: float | None = None  # export this deviation of unit-variance latents in place of the learnt one
     locality: float = 0.0  # weight of the error of the latents when a distant part of the picture is replaced
 
 
@@ -37,9 +40,14 @@ class VaeTask(torch.nn.Module):
             if part is not None:
                 part.requires_grad_(not config.decoder_only)
         self.sources = [open_source(spec) for spec in config.data]
+        smallest = 3 << (len(self.vae.config.block_out_channels) - 1)
+        if config.locality and 0 < config.crop < smallest:
+            raise ValueError(
+                f"locality compares latents two cells apart; crop is {config.crop}, make it 0 or at least {smallest}"
+            )
 
     def load(self) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(self.config.model, subfolder="vae")
+        return load_pretrained(AutoencoderKL, Path(self.config.model) / "vae", "cpu")
 
     def pictures(self, rng: np.random.Generator, count: int) -> list[np.ndarray]:
         """`count` pictures of one size."""
@@ -61,8 +69,10 @@ class VaeTask(torch.nn.Module):
         height, width = (edge >> (len(shape.block_out_channels) - 1) for edge in pictures.shape[-2:])
         generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
         noise = torch.randn(batch_size, shape.latent_channels, height, width, generator=generator)
-        window = random_windows(rng, batch_size, height, width)
-        return {"pictures": pictures, "noise": noise, "window": window}
+        batch = {"pictures": pictures, "noise": noise}
+        if self.config.locality:
+            batch["window"] = random_windows(rng, batch_size, height, width)
+        return batch
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pictures = batch["pictures"].contiguous(memory_format=torch.channels_last)
@@ -103,7 +113,10 @@ class VaeTask(torch.nn.Module):
         if not self.config.decoder_only:
             pictures = to_tensor(self.pictures(np.random.default_rng(self.config.seed), 512)).to(self.vae.device)
             scale_latents(self.vae, pictures)
-        copy.deepcopy(self.vae).to(DTYPES[self.config.export_dtype]).save_pretrained(folder / "vae")
+        vae = copy.deepcopy(self.vae)
+        if self.config.posterior_std:
+            fix_posterior(vae, self.config.posterior_std / vae.config.scaling_factor)
+        vae.to(DTYPES[self.config.export_dtype]).save_pretrained(folder / "vae")
 
 
 def random_crops(rng: np.random.Generator, pictures: torch.Tensor, edge: int) -> torch.Tensor:
@@ -135,3 +148,13 @@ def scale_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
     _, logvar_bias = vae.encoder.conv_out.bias.chunk(2)
     logvar_bias.add_(2 * scale.log())
     vae.decoder.conv_in.weight.div_(scale)
+
+
+@torch.no_grad()
+def fix_posterior(vae: AutoencoderKL, deviation: float) -> None:
+    """The same deviation for every picture: small, so that who samples the posterior gets its mean, as with SD3's."""
+    last = vae.quant_conv or vae.encoder.conv_out
+    _, weight = last.weight.chunk(2)
+    _, bias = last.bias.chunk(2)
+    weight.zero_()
+    bias.fill_(2 * math.log(deviation))
