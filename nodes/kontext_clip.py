@@ -89,8 +89,8 @@ class KontextTextModel(SD3ClipModel):
                 tokens["start"] = ids.start_token
             model = SDClipModel(device=device, dtype=kept, special_tokens=tokens, **options)
             given = {key: tensor for key, tensor in weights[part].items() if key not in REDUNDANT}
+            model.load_sd(given)  # newer ComfyUIs' layers have no weights before
             check_names(folder / part, model.transformer.state_dict(), given)
-            model.load_sd(given)
             self.dtypes.add(kept)
             return model
 

@@ -81,7 +81,7 @@ def check_names(source: Path, needed, given) -> None:
             raise ValueError(f"{source} {what} {len(names)} tensors, e.g. {examples}. Download it again from {PAGE}")
 
 
-def load_transformer(folder: Path, model_options: dict):
+def load_transformer(folder: Path, model_options: dict, **options):
     """The ModelPatcher of `folder`/transformer, not yet patched for Kontext."""
     source = folder / "transformer"
     tensors = read_weights(source)
@@ -94,8 +94,9 @@ def load_transformer(folder: Path, model_options: dict):
     if native is None:
         native, left_over = tensors, {}
     given = {*native, *left_over}
-    model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options)
+    model = comfy.sd.load_diffusion_model_state_dict(native, model_options=model_options, **options)
     check_names(source, model.model.diffusion_model.state_dict(), given)
+    model.cached_patcher_init = (load_transformer, (folder, model_options))  # how newer ComfyUIs load another copy
     return model
 
 

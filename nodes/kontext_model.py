@@ -28,16 +28,29 @@ def apply_kontext(model):
     _check_architecture(model)
     patched = model.clone()
     if not isinstance(model.object_patches.get(FORWARD), KontextForward):
-        # Patches become attributes of the model: what they hold strongly of it, garbage collection alone would free.
-        base, transformer = weakref.proxy(model.model), weakref.proxy(model.model.diffusion_model)
-        forward, extra_conds = (_weak(model.get_model_object(name)) for name in (FORWARD, "extra_conds"))
-        factors = (*model.get_model_object("memory_usage_factor_conds"), "ref_latents")
-        patched.add_object_patch(FORWARD, KontextForward(transformer, forward))
-        patched.add_object_patch("extra_conds", partial(_extra_conds, base, extra_conds))
-        patched.add_object_patch("memory_usage_factor_conds", factors)
+        _patch(patched)
         patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "unipic", _count_references)
         patched.add_callback_with_key(CallbacksMP.ON_CLONE, "unipic", check_patches_of_clone)
+        patched.add_callback_with_key(CallbacksMP.ON_CLONE, "unipic", _patch_other_copy)
     return patched
+
+
+def _patch(patcher):
+    # Patches become attributes of the model: what they hold strongly of it, garbage collection alone would free.
+    base, transformer = weakref.proxy(patcher.model), weakref.proxy(patcher.model.diffusion_model)
+    forward, extra_conds = (_weak(patcher.get_model_object(name)) for name in (FORWARD, "extra_conds"))
+    factors = (*patcher.get_model_object("memory_usage_factor_conds"), "ref_latents")
+    patcher.add_object_patch(FORWARD, KontextForward(transformer, forward))
+    patcher.add_object_patch("extra_conds", partial(_extra_conds, base, extra_conds))
+    patcher.add_object_patch("memory_usage_factor_conds", factors)
+
+
+def _patch_other_copy(original, clone):
+    """ModelPatcher's ON_CLONE callback: for torch.compile, hooks and other GPUs, ComfyUI clones with a second model."""
+    if clone.model is not original.model:
+        for name in (FORWARD, "extra_conds", "memory_usage_factor_conds"):
+            del clone.object_patches[name]
+        _patch(clone)
 
 
 class KontextForward:

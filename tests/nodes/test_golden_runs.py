@@ -58,3 +58,13 @@ def test_sigmas_are_those_of_the_release(run, pipeline_case):
 def test_sigmas_of_a_partial_denoise_are_the_last_ones(run):
     partial, full = (run("UniPicFlowMatchScheduler", **o)[0] for o in ({"steps": 5, "denoise": 0.5}, {"steps": 10}))
     assert torch.equal(partial, full[-6:])
+
+
+def test_sigmas_are_those_of_ksamplers_normal_scheduler(run, model):
+    """As the workflows with KSampler say."""
+    import comfy.samplers
+
+    sampling = model.get_model_object("model_sampling")
+    for steps in (6, 50):
+        normal = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
+        torch.testing.assert_close(run("UniPicFlowMatchScheduler", steps=steps)[0], normal, rtol=0, atol=1e-6)

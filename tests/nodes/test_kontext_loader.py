@@ -45,6 +45,26 @@ def test_embeddings_are_those_of_diffusers(run, small_folder, loaded, relative_e
     assert relative_error(positive[0][1]["pooled_output"], pooled) < 1e-5
 
 
+def test_layers_that_get_their_weights_when_they_are_loaded(run, loaded, monkeypatch):
+    """So are the linear layers of newer ComfyUIs on GPUs: before, their state dict is empty."""
+    import comfy.ops
+
+    class Late(comfy.ops.manual_cast.Linear):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.weight = self.bias = None
+
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            for name in ("weight", "bias"):
+                if f"{prefix}{name}" in state_dict:
+                    setattr(self, name, torch.nn.Parameter(state_dict[f"{prefix}{name}"], requires_grad=False))
+
+    monkeypatch.setattr(comfy.ops.manual_cast, "Linear", Late)
+    late = run("UniPicKontextLoader", folder="random", weight_dtype="default")[1]
+    expected, given = (run("UniPicKontextConditioning", clip=clip, prompt="a star")[0] for clip in (loaded[1], late))
+    assert torch.equal(given[0][0], expected[0][0])
+
+
 @pytest.mark.parametrize("words", range(16))
 def test_prompts_of_every_length_are_cut_where_diffusers_cuts_them(loaded, words):
     tokenizer = loaded[1].tokenizer

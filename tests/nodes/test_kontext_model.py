@@ -175,6 +175,23 @@ def test_memory_is_planned_for_the_references(run, stock_model, denoise, positiv
     assert first == second == pytest.approx(3 * without)
 
 
+def test_a_clone_with_another_copy_of_the_model_runs_on_that_copy(run, pack, golden_folder, forward_case):
+    """Newer ComfyUIs make such clones, for torch.compile, hooks and several GPUs."""
+    from comfy.patcher_extension import CallbacksMP
+
+    load = pack("nodes.kontext_folder").load_transformer
+    model, other = (run("UniPicApplyKontext", model=load(golden_folder, {}))[0] for _ in range(2))
+    other.model.diffusion_model.final_layer.linear.weight.data *= 2
+    reference = [forward_case["ref_hidden_states"]]
+    clone = model.clone()
+    clone.model, clone.backup, clone.object_patches_backup = other.model, {}, {}
+    for callback in model.get_all_callbacks(CallbacksMP.ON_CLONE):
+        callback(model, clone)
+    changed, original = (velocity(patcher, forward_case, reference) for patcher in (clone, model))
+    assert torch.equal(changed, velocity(other, forward_case, reference))
+    assert not torch.allclose(changed, original)
+
+
 def test_a_model_is_freed_without_garbage_collection(run, pack, golden_folder, denoise, positive):
     """ComfyUI warns of a memory leak when a model has to be collected."""
     stock = pack("nodes.kontext_folder").load_transformer(golden_folder, {})
