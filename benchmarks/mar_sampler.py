@@ -5,7 +5,7 @@
     python benchmarks/mar_sampler.py                          two small models, one CPU thread
     python benchmarks/mar_sampler.py --full                   the release's size, random weights, for a GPU
     python benchmarks/mar_sampler.py --approximate            what the approximate options save and lose
-    python benchmarks/mar_sampler.py --approximate --model FOLDER --prompt "a red circle"    the same on trained weights
+    python benchmarks/mar_sampler.py --approximate --model demo/unipic1 --per-task 20    with scores in the shape world
 """
 
 import argparse
@@ -296,11 +296,11 @@ def measure(name: str, rounds: int, device: str, dtype: torch.dtype) -> dict:
     }
 
 
-def approximate(model: UniPic1, prompt: str, rounds: int, device: str) -> dict:
+def approximate(model: UniPic1, prompt: str, rounds: int, device: str, per_task: int) -> dict:
     """Time of each option against the exact sampler's, and how far its picture is from the exact one of that seed.
 
-    Another seed's picture is as far away as a picture can be; what an option costs in quality, only trained weights and
-    an evaluation can tell.
+    Another seed's picture is as far away as a picture can be. What an option costs in quality, the score of models that
+    are trained in the shape world tells: text to image, with `per_task` prompts.
     """
     exact = {"num_iter": 16, "cfg": 3.0}
 
@@ -312,6 +312,14 @@ def approximate(model: UniPic1, prompt: str, rounds: int, device: str) -> dict:
             ((picture(seed + other, options) - exact).norm() / exact.norm()).item() for seed, exact in enumerate(exacts)
         )
 
+    def score(options):
+        if not per_task:
+            return {}
+        from unipic_core.evaluation import models, shapes
+
+        result = shapes.text_to_image(models.unipic1_generator(model, **(exact | options)), per_task)
+        return {name: result[name] for name in ("overall", "interval95")}
+
     exacts = [picture(seed, {}) for seed in range(2)]
     taken = {name: [] for name in ("exact", *APPROXIMATIONS)}
     for seed in range(rounds):
@@ -319,11 +327,13 @@ def approximate(model: UniPic1, prompt: str, rounds: int, device: str) -> dict:
             taken[name].append(timed(lambda: picture(seed, APPROXIMATIONS.get(name, {})), device)[1])  # noqa: B023
     medians = {name: statistics.median(values) for name, values in taken.items()}
     return {
+        "exact": {"difference": 0.0, "speed": 1.0, **score({})},
         "another seed": {"difference": round(distance({}, other=10), 4)},
         **{
             name: {
                 "difference": round(distance(options), 4),
                 "speed": round(medians["exact"] / medians[name], 2),
+                **score(options),
             }
             for name, options in APPROXIMATIONS.items()
         },
@@ -347,7 +357,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the release's size, random weights")
     parser.add_argument("--approximate", action="store_true", help="the approximate options against the exact sampler")
     parser.add_argument("--model", help="folder of a trained model for --approximate; a small random one by default")
-    parser.add_argument("--prompt", default="a fox")
+    parser.add_argument("--prompt", default="a photo of a red circle")
+    parser.add_argument("--per-task", type=int, default=0, help="prompts for scores in the shape world; 0: none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", help="JSON file for the result")
     args = parser.parse_args()
@@ -365,7 +376,7 @@ def main() -> None:
     if args.approximate:
         trained = UniPic1.from_pretrained(args.model, dtype, device) if args.model else None
         model = trained or random_model(SIZES["head"], dtype, device)
-        result["approximations"] = approximate(model, args.prompt, args.rounds, device)
+        result["approximations"] = approximate(model, args.prompt, args.rounds, device, args.per_task)
     else:
         names = ["full"] if args.full else ["head", "products"]
         result["runs"] = [measure(name, args.rounds, device, dtype) for name in names]

@@ -48,15 +48,22 @@ class ManagedUniPic1:
 
     def generate(self, prompt: str, grid: tuple[int, int], batch_size: int, **options) -> torch.Tensor:
         """`UniPic1.generate` as ComfyUI's IMAGE."""
-        model = self._loaded(self._memory(grid, batch_size))
-        return _as_image(model.generate(prompt, grid=grid, batch_size=batch_size, **options))
+
+        def draw(part, **options):
+            return self.model.generate(prompt, grid=grid, batch_size=len(part), **options)
+
+        return self._in_parts(draw, grid, batch_size, 1, **options)
 
     def edit(self, image: torch.Tensor, prompt: str, grid: tuple[int, int], batch_size: int, **options) -> torch.Tensor:
         """`UniPic1.edit` of an IMAGE, one for all results or one for each, as IMAGE."""
         source = image[..., :3].movedim(-1, 1).clamp(0, 1) * 2 - 1
-        prompts, each = ([prompt], batch_size) if len(source) == 1 else ([prompt] * batch_size, 1)
-        model = self._loaded(self._memory(grid, 2 * batch_size))
-        return _as_image(model.edit(source, prompts, grid=grid, batch_size=each, **options))
+
+        def draw(part, **options):
+            if len(source) == 1:
+                return self.model.edit(source, prompt, grid=grid, batch_size=len(part), **options)
+            return self.model.edit(source[part.start : part.stop], [prompt] * len(part), grid=grid, **options)
+
+        return self._in_parts(draw, grid, batch_size, 2, **options)
 
     def describe(
         self, images: list[torch.Tensor], question: str, max_new_tokens: int, *, max_pixels=None, **options
@@ -69,6 +76,26 @@ class ManagedUniPic1:
     def seen_size(self, image: torch.Tensor, max_pixels: int | None, vision: str) -> tuple[int, int]:
         """Width and height of an image [3, H, W] as `describe` looks at it."""
         return self.model.seen_size(image, vision)
+
+    def _in_parts(self, draw, grid, batch_size: int, rows: int, *, callback, **options) -> torch.Tensor:
+        """A batch as IMAGE, as many pictures at a time as there is memory for: each depends on its own seed alone.
+
+        Args:
+            draw: draw(part, callback=, …) gives the pictures of a range.
+            rows: pictures that the language model reads for a result.
+        """
+        fixed = self._memory(grid, 0)
+        each = self._memory(grid, rows) - fixed
+        self._loaded(fixed + batch_size * each)
+        free = comfy.model_management.get_free_memory(self.patcher.load_device)
+        at_once = max(1, int((free - fixed) // each))
+        parts = [range(first, min(first + at_once, batch_size)) for first in range(0, batch_size, at_once)]
+        return torch.cat(
+            [
+                _as_image(draw(part, callback=_for_part(callback, number, len(parts)), **options))
+                for number, part in enumerate(parts)
+            ]
+        )
 
     def _memory(self, grid: tuple[int, int], rows: int) -> int:
         """Bytes that sampling takes beside the weights: a decoded picture, and all that the language model reads.
@@ -86,6 +113,11 @@ class ManagedUniPic1:
     def _loaded(self, memory: int = 0) -> nn.Module:
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
         return self.model
+
+
+def _for_part(callback, number: int, count: int):
+    """The sampler's callback while part `number` of `count` is drawn: it counts the iterations of all."""
+    return lambda iteration, iterations, tokens: callback(number * iterations + iteration, count * iterations, tokens)
 
 
 def _as_image(pictures: torch.Tensor) -> torch.Tensor:

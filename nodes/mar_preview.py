@@ -32,11 +32,10 @@ def show_progress(model, grid: tuple[int, int], iterations: int, preview: bool):
     """A callback for `UniPic1.generate`: moves the bar, shows the picture now and then, stops when the user cancels."""
     bar = comfy.utils.ProgressBar(iterations)
     previewer = MarPreviewer(model, grid)
-    every = math.ceil(iterations / PREVIEWS)
 
     def show(iteration, iterations, tokens):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        due = preview and (iterations - iteration) % every == 0
+        due = preview and (iterations - iteration) % math.ceil(iterations / PREVIEWS) == 0
         bar.update_absolute(
             iteration, iterations, previewer.decode_latent_to_preview_image("JPEG", tokens) if due else None
         )

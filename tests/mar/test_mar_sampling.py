@@ -117,6 +117,13 @@ def test_step_annealing_goes_from_the_first_number_to_the_last():
     assert Settings().steps(3, 100) == 100
 
 
+def test_impossible_diffusion_steps_are_refused_before_the_first_iteration(model):
+    calls = []
+    with pytest.raises(ValueError, match="1 diffusion steps: 2 to 1000"):
+        model.generate("a fox", num_iter=3, head_steps=(4, 1), callback=lambda *state: calls.append(state))
+    assert not calls
+
+
 def test_reused_guidance_is_an_approximation_that_skips_the_unconditional_half(model, relative_error):
     rows = []
     handle = model.llm.model.layers[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))

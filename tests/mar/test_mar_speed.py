@@ -88,3 +88,11 @@ def test_encoder_and_autoencoder_run_for_one_half():
     assert 2 * product["decoded"] == plain["decoded"] == 4
     assert product["last block"] == 2 * 2 * 16, "every token once, in both halves of two pictures"
     assert plain["last block"] == 2 * 2 * ITERATIONS * (16 + 8)
+
+
+def test_what_an_approximation_saves_and_loses(model, monkeypatch):
+    monkeypatch.setattr(mar_sampler, "APPROXIMATIONS", {"half the iterations": {"num_iter": 8}})
+    found = mar_sampler.approximate(model, "a fox", rounds=1, device="cpu", per_task=1)
+    assert found["half the iterations"]["speed"] > 1
+    assert 0 < found["half the iterations"]["difference"] < 2 * found["another seed"]["difference"]
+    assert [0 <= found[name]["overall"] <= 1 for name in ("exact", "half the iterations")] == [True, True]

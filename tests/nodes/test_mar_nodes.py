@@ -95,6 +95,25 @@ def test_each_result_of_a_batch_has_its_own_image(draw, relative_error):
     assert relative_error(shared[1:], batch[1:]) > 1e-3
 
 
+def test_a_batch_is_drawn_in_parts_where_memory_is_short(loaded, draw, progress, monkeypatch, relative_error):
+    import comfy.model_management
+
+    each_its_own = {"image": picture(64, 64, 3), "image_size": 64}
+    one_for_all = {"image": picture(64, 64), "image_size": 64}
+    runs = [{"batch_size": 3}, {"batch_size": 3, **each_its_own}, {"batch_size": 3, **one_for_all}]
+    whole = [draw(**inputs) for inputs in runs]
+    room_for_two = loaded._memory((4, 4), 2)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: room_for_two)
+    rows = []
+    handle = loaded.model.llm.model.layers[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    for inputs, expected, parts in zip(runs, whole, (2, 3, 3), strict=True):
+        progress.clear()
+        assert relative_error(draw(**inputs), expected) < 1e-5
+        assert [report[:2] for report in progress] == [(value + 1, 4 * parts) for value in range(4 * parts)]
+    handle.remove()
+    assert max(rows) == 4, "both halves of two pictures"
+
+
 def test_the_unconditional_prompt_is_the_releases_if_there_is_none(draw):
     assert torch.equal(draw(), draw(unconditional_prompt="Generate an image."))
     assert not torch.equal(draw(), draw(unconditional_prompt="Generate an image: mud"))
@@ -202,11 +221,12 @@ def test_memory_is_asked_for_before_it_is_needed(loaded, monkeypatch):
     monkeypatch.setattr(
         comfy.model_management, "load_models_gpu", lambda models, memory_required: asked.append(memory_required)
     )
+    fast = {"num_iter": 1, "head_steps": 2, "callback": lambda *state: None}
     with torch.inference_mode():
-        loaded.generate("a fox", (2, 2), 1, num_iter=1, head_steps=2)
-        loaded.generate("a fox", (4, 4), 1, num_iter=1, head_steps=2)
-        loaded.generate("a fox", (4, 4), 3, num_iter=1, head_steps=2)
-        loaded.edit(picture(64, 64), "a fox", (4, 4), 3, num_iter=1, head_steps=2)
+        loaded.generate("a fox", (2, 2), 1, **fast)
+        loaded.generate("a fox", (4, 4), 1, **fast)
+        loaded.generate("a fox", (4, 4), 3, **fast)
+        loaded.edit(picture(64, 64), "a fox", (4, 4), 3, **fast)
     assert asked == sorted(set(asked)) and asked[0] > 32 * 32 * 4 * 2000
 
 

@@ -222,6 +222,15 @@ def test_dropped_prompts_are_unconditional_and_repeat_the_source(settings):
     assert not torch.equal(*kept["edit.latents"].unbind(1))
 
 
+def test_neighbours_are_questions_of_like_length(settings):
+    only = {"text_to_image": [], "edit": [], "questions": [{"kind": "shapes", "count": 50}], "train": ["llm"]}
+    task = UniPic1Task(UniPic1Training(**{**settings, **only}))
+    batch = task.draw(0, 16)
+    answers = [task.model.prompts.tokenizer.decode(answer) for answer in batch["questions.answers"]]
+    lengths = [len(question + answer) for question, answer in zip(batch["questions.questions"], answers, strict=True)]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
+
+
 def test_mar_alone_reads_no_prompt(settings):
     task = UniPic1Task(UniPic1Training(**stage_settings(settings, "stage1")))
     wake(task.model.mar.diffloss)

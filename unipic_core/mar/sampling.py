@@ -133,6 +133,8 @@ def sample_tokens(
     if settings.guidance_every > 1 and len(context) > batch:
         conditions = ReusedGuidance(model, context, grid, elsewhere, settings.guidance_every)
     head = HeadSampler(model.mar.diffloss)
+    for iteration in (0, settings.num_iter - 1):  # refuses impossible numbers now rather than at the end
+        head.schedule(settings.steps(iteration, config.num_sampling_steps))
 
     tokens = torch.zeros(batch, count, channels, device=device)
     missing = count

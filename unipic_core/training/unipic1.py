@@ -111,7 +111,8 @@ class UniPic1Task(torch.nn.Module):
         return {"latents": latents, "prompts": prompts, **draws._asdict()}
 
     def draw_questions(self, rng: np.random.Generator, batch_size: int) -> dict:
-        samples = self.pick_questions(rng, batch_size)
+        # Neighbours of like length: micro-batches then have little padding.
+        samples = sorted(self.pick_questions(rng, batch_size), key=lambda sample: len(sample.question + sample.answer))
         edge = self.model.siglip2.config.image_size
         answers = [self.model.prompts.tokenizer(sample.answer)["input_ids"] for sample in samples]
         mean_length = sum(len(answer) + 1 for answer in answers) / batch_size
