@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from forward_pass import velocity
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from forward_pass import conditioning, velocity
 
-from unipic_core.kontext import load_transformer
+from unipic_core.kontext import KontextPipeline, load_transformer
 from unipic_core.rl.lora import adapter, add_lora, save_lora
 
 
@@ -44,3 +45,28 @@ def test_the_weights_are_those_of_the_merged_adapter(patched, trained):
     result = weights["joint_blocks.0.x_block.attn.qkv.weight"]
     patched.detach()
     torch.testing.assert_close(result, torch.cat(merged), rtol=1e-5, atol=1e-6)
+
+
+def test_the_picture_is_that_of_the_trained_adapter(
+    model, patched, trained, denoise, case, pipeline_case, golden_folder, golden_vae, relative_error
+):
+    """From noise to pixels: ComfyUI with the file, and the pipeline with what was trained."""
+    vae = AutoencoderKL.from_pretrained(golden_folder / "vae").eval()
+    pipeline = KontextPipeline(trained, vae, FlowMatchEulerDiscreteScheduler(1000, shift=3.0))
+    names = [prefix + name for prefix in ("", "negative_") for name in ("prompt_embeds", "pooled_prompt_embeds")]
+    steps, cfg, noise = case["num_inference_steps"], case["guidance_scale"], pipeline_case["init_latents"]
+    expected = pipeline(
+        **{name: pipeline_case[name] for name in names},
+        latents=noise,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
+        output_type="pt",
+    )
+
+    def picture(model) -> torch.Tensor:
+        prompts = conditioning(pipeline_case), conditioning(pipeline_case, "negative_")
+        with torch.inference_mode():
+            return golden_vae.decode(denoise(model, *prompts, noise, steps=steps, cfg=cfg)).movedim(-1, 1)
+
+    assert relative_error(picture(patched), expected) < 1e-4
+    assert relative_error(picture(model), expected) > 1e-2

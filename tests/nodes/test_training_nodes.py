@@ -259,6 +259,30 @@ def test_edits_are_scored_with_their_source_and_their_line(run):
         run("UniPicScoreImages", images=images, reward=reward, prompt=line, source=two)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_trainer_that_fails_is_quoted(pack, tmp_path, processes):
+    """Below the reason torchrun writes more lines about itself than the message has."""
+    module = pack("trainers.nodes.child_process")
+    with module.ChildProcess("trainers.none", tmp_path / "run.yaml", tmp_path / "log.txt", processes) as child:
+        with pytest.raises(module.TrainingFailed, match="ended with an error(.|\\n)*No module named trainers.none"):
+            while child.running(1):
+                pass
+
+
+def test_a_run_that_begins_anew_is_shown_from_its_first_line(pack, tmp_path, monkeypatch):
+    """Killed before its first checkpoint, it had written lines that the next start drops."""
+    progress = pack("trainers.nodes.progress")
+    said = []
+    server = SimpleNamespace(send_progress_text=lambda text, node: said.append(text))
+    monkeypatch.setattr(progress.PromptServer, "instance", server, raising=False)
+    file = tmp_path / "metrics.jsonl"
+    shown = progress.Progress(tmp_path, 10, "1")
+    for content in ('{"step": 1, "reward": 0.5}\n{"step": 2, "reward": 0.5}\n', "", '{"step": 1, "reward": 0.25}\n'):
+        file.write_text(content)
+        shown.update()
+    assert [text.partition(":")[0] for text in said[1:]] == ["iteration 2 of 10", "iteration 1 of 10"]
+
+
 def test_curves_and_samples_are_one_picture(pack, tmp_path):
     progress = pack("trainers.nodes.progress")
     lines = [{"step": n, "reward": n / 2, "kl": 0.1, "canary_saturation": 0.5} for n in (1, 2)]

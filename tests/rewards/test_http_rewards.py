@@ -34,7 +34,10 @@ def serve():
 
 
 class Script(ThreadingHTTPServer):
-    """Answers requests one after the other as told: a status and a body, or seconds of silence; the last one stays."""
+    """Answers requests one after the other as told; the last answer stays.
+
+    An answer is a status and a body, bytes as they are, or seconds of silence.
+    """
 
     daemon_threads = True
 
@@ -50,6 +53,9 @@ class Script(ThreadingHTTPServer):
                     answer = script.pop(0) if len(script) > 1 else script[0]
                 if isinstance(answer, float):
                     time.sleep(answer)
+                    return
+                if isinstance(answer, bytes):
+                    self.wfile.write(answer)
                     return
                 status, body = answer
                 body = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -97,6 +103,7 @@ def test_a_served_reward_is_the_reward(serve):
     [
         ({"images": ["bm9uc2Vuc2U="], "prompts": ["x"], "metadata": [{}]}, "a picture cannot be read"),
         ({"images": [to_base64(PICTURES[0])], "prompts": []}, "prompts.* must be a list of 1"),
+        ({"images": [None], "prompts": ["x"], "metadata": [{}]}, "a picture cannot be read"),
         ({"pictures": []}, "must be a JSON object with .*images"),
         ({"images": [to_base64(PICTURES[0])], "prompts": ["a cat"]}, "include.* is missing"),
     ],
@@ -112,6 +119,12 @@ def test_a_server_that_comes_back_is_waited_for(serve):
     scores = HTTPReward(serve(script), timeout=0.3, patience=20).score(PICTURES, ["x"] * 3, [{}] * 3)
     assert scores[0] == 1 and scores[1].isnan() and scores[2] == 0.5
     assert len(script.requests) == 4
+
+
+@pytest.mark.parametrize("status", ["200 OK", "503 Busy", "nonsense"])
+def test_an_answer_that_breaks_off_is_asked_for_again(serve, status):
+    broken = f"HTTP/1.0 {status}\r\nContent-Length: 100\r\n\r\n{{".encode()
+    assert ask(serve(Script(broken, (200, {"scores": []}))), {}, {}, 5, 10) == {"scores": []}
 
 
 @pytest.mark.parametrize(
@@ -184,6 +197,7 @@ def test_rubrics(serve, rubric, text, expected):
     [
         chat("I cannot judge this."),
         chat('{"followed": 11, "preserved": 1, "natural": 1, "clean": 1}'),
+        chat([{"type": "text", "text": "I cannot judge this."}]),
         (200, {"id": 1}),
     ],
 )

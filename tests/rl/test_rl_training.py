@@ -3,6 +3,8 @@
 import json
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,6 +41,7 @@ VARIANTS = {
     "sde": {},
     "cps": {"sampler": "cps"},
     "without guidance": {"guidance_scale": 1},
+    "without distance": {"kl_weight": 0.0},
     "window": {"window_size": 1, "window_range": (0, 3)},
     "edit": {"prompts": EDIT},
     "two updates": {"updates": 2},
@@ -59,6 +62,7 @@ def test_the_first_update_starts_from_ratio_1_and_moves_the_lora(settings, name)
     for line in lines(out)[:2]:
         assert line["grad_norm"] > 0 and line["unscored"] == 0
         assert ("ratio_error" in line) == ("nft" not in name) and line.get("ratio_error", 0) <= 1e-5
+        assert ("kl" in line) == ("nft" not in name and name != "without distance")
     ups = [tensor for name, tensor in lora(out).items() if "lora_B" in name]
     assert all(tensor.isfinite().all() for tensor in ups) and sum(tensor.abs().sum() for tensor in ups) > 0
 
@@ -142,9 +146,10 @@ def test_a_resumed_run_has_the_following_adapter_too(settings, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_pictures_without_a_reward_are_left_out(settings):
-    """A server that has no verdict on every other picture."""
-    answers = [[0.0, None, 1.0, 0.5], [None] * 4, [1.0, 2.0, None, 0.0], [0.5, 0.0, 1.0, 1.0]]
+@contextmanager
+def judge_who_answers(*answers: list) -> Iterator[list[dict]]:
+    """A reward server with these scores for four pictures each, and then 1 for all; gives the rewards that ask it."""
+    answers = list(answers)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -159,16 +164,34 @@ def test_pictures_without_a_reward_are_left_out(settings):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    rewards = [{"kind": "http", "url": f"http://127.0.0.1:{server.server_port}/score", "batch": 4, "concurrency": 1}]
-    with pytest.warns(UserWarning, match="iteration 1: 5 pictures got no reward and are left out"):
-        out = train({**settings, "rewards": rewards})
+    yield [{"kind": "http", "url": f"http://127.0.0.1:{server.server_port}/score", "batch": 4, "concurrency": 1}]
     server.shutdown()
     server.server_close()
+
+
+def test_pictures_without_a_reward_are_left_out(settings):
+    answers = [[0.0, None, 1.0, 0.5], [None] * 4, [1.0, 2.0, None, 0.0], [0.5, 0.0, 1.0, 1.0]]
+    with judge_who_answers(*answers) as rewards:
+        with pytest.warns(UserWarning, match="iteration 1: 5 pictures got no reward and are left out"):
+            out = train({**settings, "rewards": rewards})
     first, second = lines(out)[:2]
     assert (first["unscored"], first["dropped_groups"]) == (5, 1)
     assert (second["unscored"], second["dropped_groups"]) == (1, 0)
     assert first["reward"] == 0.5
     assert all(tensor.isfinite().all() for tensor in lora(out).values())
+
+
+def test_the_best_lora_is_of_a_validation_with_all_verdicts(settings):
+    some = [0.0, 1.0, 2.0, 3.0]
+    with judge_who_answers(some, some, [5.0, 5.0, 5.0, None], [None] * 4) as rewards:
+        out = train({**settings, "rewards": rewards, "sample_every": 1})
+    assert read_metadata(out / "best" / "lora.safetensors")["unipic.validation_reward"] == "1.0"
+
+
+def test_a_longer_run_is_not_passed_off_as_a_shorter_one(settings):
+    train({**settings, "steps": 2, "sample_every": 100})
+    with pytest.raises(ValueError, match="step-0000002 is beyond this run's 1 steps"):
+        train({**settings, "steps": 1})
 
 
 def test_groups_without_differences_are_dropped_and_counted(settings):
@@ -200,6 +223,8 @@ def test_a_lora_is_the_start_of_the_next_stage(settings, tmp_path):
         ({"window_size": 2, "window_range": (2, 4)}, "the last step is never noisy"),
         ({"rewards": []}, "at least one entry under prompts and one under rewards"),
         ({"precision": "fp8"}, "use one of: fp32, fp16, bf16"),
+        ({"noise_level": 0.0}, "noise_level is 0.0; it must be above 0"),
+        ({"updates": 0}, "updates is 0; it must be above 0"),
     ],
 )
 def test_bad_settings_are_named(settings, change, message):

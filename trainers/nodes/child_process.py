@@ -53,11 +53,10 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             return True
         if code:
-            said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
             end = f"was killed by signal {-code}" if code < 0 else "ended with an error"
             raise TrainingFailed(
                 f"The training {end}. What is saved stays, and Run goes on from there. The end of {self.log}:\n"
-                + "\n".join(said)
+                + end_of(self.log)
             )
         return False
 
@@ -83,3 +82,10 @@ class ChildProcess:
                 process.kill()
             except psutil.NoSuchProcess:
                 pass
+
+
+def end_of(log: Path) -> str:
+    """Its last lines; without the many that torchrun adds when one of several processes has failed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    failed = next((count for count, line in enumerate(lines, start=1) if "] failed (exitcode: " in line), len(lines))
+    return "\n".join(lines[:failed][-LAST_LINES:])

@@ -12,7 +12,7 @@ from ...unipic_core.training.metrics import read_metrics
 PANELS = {
     "reward": ("reward", "validation_reward"),
     "each reward": ("reward_", "held_out_"),
-    "distance from the start": ("kl",),
+    "distance from the start": ("kl", "reference_distance"),
     "canaries": ("canary_",),
 }
 LARGEST_PREVIEW = 1024  # px
@@ -29,7 +29,7 @@ class Progress:
 
     def update(self) -> None:
         lines = metrics_of(self.folder)
-        if len(lines) == self.seen:
+        if not lines or len(lines) == self.seen:  # a run that was killed before its first checkpoint begins anew
             return
         self.seen = len(lines)
         picture = overview(self.folder, lines)

@@ -115,7 +115,7 @@ class VLMJudge(Reward):
             for name in ("prompt_tokens", "completion_tokens"):
                 self.usage[name] += usage.get(name) or 0
         try:
-            return answer["choices"][0]["message"]["content"] or ""
+            return str(answer["choices"][0]["message"]["content"])
         except (KeyError, IndexError, TypeError):
             return str(answer)
 

@@ -1,12 +1,14 @@
 """JSON over HTTP, with patience: time limits, retries with growing pauses, and errors that say what happened."""
 
 import base64
+import http.client
 import io
 import json
 import random
 import time
 import urllib.error
 import urllib.request
+from email.message import Message
 
 import torch
 from PIL import Image
@@ -32,25 +34,24 @@ def ask(url: str, payload: dict, headers: dict[str, str], timeout: float, patien
     timeout: seconds that one try may take.
     Raises Refused for errors that another try cannot mend, NoAnswer when the patience is over.
     """
-    body = json.dumps(payload).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers})
+    request = urllib.request.Request(url, json.dumps(payload).encode(), {"Content-Type": "application/json", **headers})
     deadline, pause = time.monotonic() + patience, 0.5
     while True:
         wait = 0.0
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                answer = json.loads(response.read())
-            if isinstance(answer, dict):
+            status, answered, body = post(request, timeout)
+            if status >= 300:
+                problem = f"HTTP {status}: {body[:300].decode(errors='replace')}"
+                if status not in WORTH_ANOTHER_TRY:
+                    raise Refused(f"{url} refuses: {problem}")
+                wait = seconds(answered.get("Retry-After"))
+            elif isinstance(answer := json.loads(body), dict):
                 return answer
-            problem = f"it answered {str(answer)[:80]!r} in place of a JSON object"
-        except urllib.error.HTTPError as error:
-            problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-            if error.code not in WORTH_ANOTHER_TRY:
-                raise Refused(f"{url} refuses: {problem}") from None
-            wait = seconds(error.headers.get("Retry-After"))
+            else:
+                problem = f"it answered {str(answer)[:80]!r} in place of a JSON object"
         except ValueError:
             problem = "it answered something that is not JSON"
-        except OSError as error:  # refused or broken connections, and time-outs
+        except (OSError, http.client.HTTPException) as error:  # no, broken or garbled connections, and time-outs
             problem = f"{type(error).__name__}: {error}"
         wait = max(wait, pause * random.uniform(0.8, 1.2))
         if time.monotonic() + wait > deadline:
@@ -58,6 +59,16 @@ def ask(url: str, payload: dict, headers: dict[str, str], timeout: float, patien
         if ASKED.wait(wait):
             raise NoAnswer(f"{url} had given no answer when the run was asked to stop")
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def post(request: urllib.request.Request, timeout: float) -> tuple[int, Message, bytes]:
+    """Status, headers and body of the answer, errors too."""
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        response = error
+    with response:
+        return response.status, response.headers, response.read()
 
 
 def seconds(retry_after: str | None) -> float:
@@ -76,6 +87,6 @@ def from_base64(text: str) -> torch.Tensor:
     """A picture file in base64 as [3, H, W] in [0, 1]. ValueError: it is none."""
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
-    except (ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"a picture cannot be read: {error}") from None
     return pil_to_tensor(picture) / 255

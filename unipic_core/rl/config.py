@@ -65,6 +65,10 @@ class GRPOConfig(LoopConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of: {', '.join(allowed)}")
+        counts = ("updates", "lora_rank", "encode_ahead", "frozen_batch", "validation_images", "validation_steps")
+        for name in ("noise_level", *counts):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not self.prompts or not self.rewards:
             raise ValueError("a run needs at least one entry under prompts and one under rewards")
         if self.group_size < 2 or self.batch_size % self.group_size:

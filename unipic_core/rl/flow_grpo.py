@@ -17,10 +17,9 @@ from .steps import SDEStep, cps_step, ode_step, sde_step
 
 
 class FlowGRPO:
-    metrics = ("policy_loss", "clip_share", "kl")
-
     def __init__(self, config: GRPOConfig, sigmas: torch.Tensor):
         self.config, self.sigmas = config, sigmas
+        self.metrics = ("policy_loss", "clip_share", *(["kl"] if config.kl_weight else []))
         self.terms = config.window_size or config.sampling_steps - 1
 
     def window(self, step: int) -> range:

@@ -181,7 +181,8 @@ class GRPOTask(torch.nn.Module):
         save_grid(path, grid_rows(images, samples))
         metrics = self.scoring.metrics(found, [0] * len(samples))
         best = Path(config.out) / "best" / "lora.safetensors"
-        if not best.exists() or metrics["reward"] > float(read_metadata(best)[BEST]):
+        # Without some pictures' verdicts, or all of them, a mean cannot be compared with other validations'.
+        if not metrics["unscored"] and (not best.exists() or metrics["reward"] > float(read_metadata(best)[BEST])):
             self._save(best, {BEST: str(metrics["reward"])})
         return {f"validation_{name}": value for name, value in metrics.items() if np.isfinite(value)}
 

@@ -69,10 +69,10 @@ class TextGRPO:
     """The algorithm, as `update` uses it. `config` has max_new_tokens, clip_range, advantage_clip and kl_weight."""
 
     terms = 1
-    metrics = ("policy_loss", "clip_share", "kl")
 
     def __init__(self, config):
         self.config = config
+        self.metrics = ("policy_loss", "clip_share", *(["kl"] if config.kl_weight else []))
 
     @torch.no_grad()
     def rollout(self, policy: AnswerPolicy, rows: list[int], pictures: list, questions: list[str], step: int):
