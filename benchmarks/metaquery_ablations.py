@@ -3,15 +3,16 @@
     python benchmarks/metaquery_ablations.py --config demo/recipes/metaquery_joint.yaml --work runs/ablations \
         --steps 500 --seeds 0 1 2 --out benchmarks/results/metaquery_ablations
 
-trains and evaluates the joint stage for every arm and seed and writes OUT.json and OUT.md. Started again, it goes on
-where it stopped: runs resume from their checkpoints, and evaluated ones are not repeated.
+trains and evaluates the joint stage for every arm and seed, and writes OUT.json and OUT.md anew when all arms have one
+more seed. Started again, it goes on where it stopped: runs resume from their checkpoints, and evaluated ones are not
+repeated; with other settings they are other runs. To use more cores, start it for some of the seeds each, then for all.
 """
 
 import argparse
+import hashlib
 import json
-import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from unipic_core.evaluation import shapes as evaluation
 from unipic_core.evaluation.models import metaquery_generator
+from unipic_core.files import replaced_file
 from unipic_core.kontext import KontextPipeline
 from unipic_core.metaquery import MetaQueryEncoder
 from unipic_core.training.config import load_config
@@ -68,18 +70,19 @@ def evaluate(model: Path, config: MetaQueryConfig, per_group: int, sampling_step
 
 def result_of(arm: str, seed: int, base: MetaQueryConfig, args: argparse.Namespace) -> dict[str, dict]:
     """Train and evaluate one arm with one seed, unless that is done."""
-    out = Path(args.work) / f"{arm}-{args.steps}-{seed}"
+    settings = {**ARMS[FULL], **ARMS[arm], "steps": args.steps, "seed": seed}
+    config = replace(base, latents=str(base.cache), **settings)
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
+    out = Path(args.work) / f"{arm}-{seed}-{digest[:8]}"
     file = out / f"evaluation-{args.per_group}-{args.sampling_steps}.json"
     if not file.exists():
-        settings = {**ARMS[FULL], **ARMS[arm], "steps": args.steps, "seed": seed}
-        config = replace(base, out=str(out), latents=str(base.cache), **settings)
+        config = replace(config, out=str(out))
         model = out / "model"
         if not model.exists():
             run(MetaQueryTask(config), config, lambda step, values: print(arm, seed, step, values, flush=True))
         result = evaluate(model, config, args.per_group, args.sampling_steps)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(result))
-        os.replace(partial, file)
+        with replaced_file(file) as partial:
+            partial.write_text(json.dumps(result))
     return json.loads(file.read_text())
 
 
@@ -104,6 +107,14 @@ def summary(scores: dict[str, dict[str, list[float]]]) -> dict:
     }
 
 
+def verdict(difference: tuple[float, float | None], paper: float) -> str:
+    """What a difference to the full model, seed by seed, says about the paper's."""
+    mean, interval = difference
+    if interval is None or abs(mean) <= interval:
+        return "open"
+    return "agrees" if (mean > 0) == (paper > 0) else "disagrees"
+
+
 def show(value: tuple[float, float | None], sign: str = "") -> str:
     mean, interval = value
     return f"{mean:{sign}.3f}" + ("" if interval is None else f" ± {interval:.3f}")
@@ -111,7 +122,9 @@ def show(value: tuple[float, float | None], sign: str = "") -> str:
 
 def markdown(results: dict, seeds: int, steps: int) -> str:
     lines = [
-        f"{steps} steps, {seeds} seed(s); ± is the 95 % interval over seeds, Δ the difference to the last row.",
+        f"{steps} steps, {seeds} seed(s) of the joint stage, all from one alignment; ± is the 95 % interval over "
+        "seeds, Δ the difference to the last row. A Δ beyond its interval agrees with the paper's sign or disagrees; "
+        "within, the question is open.",
         "",
     ]
     for heading, (columns, rows) in TABLES.items():
@@ -124,11 +137,30 @@ def markdown(results: dict, seeds: int, steps: int) -> str:
             row = list(cells)
             for task in TASKS:
                 result = results[arm][task]
-                delta = "" if arm == FULL else show(result["minus_full"], "+")
-                row += [show(result["score"]), delta, str(paper.get(task, ""))]
+                delta, reported = "", f"{paper[task]:.2f}" if task in paper else ""
+                if arm != FULL:
+                    delta = show(result["minus_full"], "+")
+                    if reported:
+                        reported += f" ({verdict(result['minus_full'], paper[task] - rows[FULL][1][task])})"
+                row += [show(result["score"]), delta, reported]
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def report(full: dict[str, dict[int, dict]], args: argparse.Namespace) -> str:
+    """Write the results, by arm and seed, and their table, which is returned."""
+    scores = {
+        arm: {task: [result[task]["overall"] for result in by_seed.values()] for task in TASKS}
+        for arm, by_seed in full.items()
+    }
+    results, seeds = summary(scores), list(full[FULL])
+    table = markdown(results, len(seeds), args.steps)
+    details = {"steps": args.steps, "seeds": seeds, "summary": results, "runs": full}
+    for ending, text in {".json": json.dumps(details, indent=1) + "\n", ".md": table}.items():
+        with replaced_file(Path(args.out).with_suffix(ending)) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return table
 
 
 def main() -> None:
@@ -143,19 +175,11 @@ def main() -> None:
     args = parser.parse_args()
 
     base = load_config(args.config, MetaQueryConfig)
-    full = {arm: {seed: result_of(arm, seed, base, args) for seed in args.seeds} for arm in ARMS}
-    scores = {
-        arm: {task: [result[task]["overall"] for result in by_seed.values()] for task in TASKS}
-        for arm, by_seed in full.items()
-    }
-    results = summary(scores)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    details = {"steps": args.steps, "seeds": args.seeds, "summary": results, "runs": full}
-    out.with_suffix(".json").write_text(json.dumps(details, indent=1) + "\n")
-    table = markdown(results, len(args.seeds), args.steps)
-    out.with_suffix(".md").write_text(table)
-    print(table)
+    full = {arm: {} for arm in ARMS}
+    for seed in args.seeds:
+        for arm in ARMS:
+            full[arm][seed] = result_of(arm, seed, base, args)
+        print(report(full, args), flush=True)
 
 
 if __name__ == "__main__":

@@ -269,6 +269,13 @@ def test_another_architecture_is_named(tmp_path, names, kind):
         load_vlm(tmp_path / "other.safetensors")
 
 
+def test_another_size_is_named(vlm_state, tmp_path):
+    """As of a 3B model's single file, which comes without its configuration."""
+    save_file(vlm_state, tmp_path / "qwen.safetensors")
+    with pytest.raises(ValueError, match=r"qwen\.safetensors is .* 64 wide, 3584 are needed.*the 3B model 2048"):
+        load_vlm(tmp_path / "qwen.safetensors")
+
+
 def test_the_folder_of_another_model_is_named(qwen, conditioner_folder):
     config = json.loads((qwen / "config.json").read_text())
     (qwen / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))

@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import metaquery_scratch
 import pytest
 from safetensors.torch import load_file, save_file
 from test_bad_input import message_of
+
+from unipic_core.training.scratch_qwen import write_qwen
 
 pytestmark = pytest.mark.server
 
@@ -13,11 +16,15 @@ pytestmark = pytest.mark.server
 @pytest.fixture(scope="module")
 def damaged(metaquery):
     """Model folders in models/unipic that are like the random one, but for one thing."""
-    folders = {name: metaquery.with_name(name) for name in ("qwen2", "misfit")}
+    folders = {name: metaquery.with_name(name) for name in ("qwen2", "narrow", "misfit")}
     for folder in folders.values():
         shutil.copytree(metaquery, folder)
     config = folders["qwen2"] / "qwen2_5_vl" / "config.json"
     config.write_text(config.read_text().replace('"qwen2_5_vl"', '"qwen2_vl"'))
+
+    recipe = json.loads((metaquery_scratch.DEMO / "recipes" / "metaquery.json").read_text())["qwen"]
+    recipe["text"] |= {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    write_qwen(folders["narrow"] / "qwen2_5_vl", recipe)
 
     conditioner = folders["misfit"] / "conditioner"
     weights = load_file(conditioner / "diffusion_pytorch_model.safetensors")
@@ -42,6 +49,13 @@ def test_folders_that_do_not_fit(comfy_server, sketch, damaged, folder, problem,
     sketch.ask(sketch.load_metaquery(folder=folder), "?")
     message = message_of(comfy_server, sketch)
     assert folder in message and problem in message and remedy in message
+
+
+def test_a_language_model_of_another_size(comfy_server, sketch, damaged):
+    """As the 3B model is beside the released conditioner."""
+    sketch.ask(sketch.load_metaquery(folder="narrow"), "?")
+    message = message_of(comfy_server, sketch)
+    assert "width 128" in message and "64 wide" in message and "the 3B model has 2048" in message
 
 
 def test_an_image_too_small_for_a_patch(comfy_server, sketch, metaquery, pictures):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,8 @@ def test_an_ablation_trains_its_arm_and_is_not_repeated(settings, tmp_path, abla
     assert not [name for name in moved(settings, out / "model") if not name.startswith("transformer/")]
     shutil.rmtree(out / "model")
     assert ablations.result_of("connector_frozen", 3, base, args) == result and not (out / "model").exists()
+    ablations.result_of("connector_frozen", 3, replace(base, learning_rate=1e-4), args)
+    assert len(list((tmp_path / "arms").iterdir())) == 2, "with another recipe it is another run"
 
 
 def test_ablations_are_compared_seed_by_seed(ablations):
@@ -204,9 +207,22 @@ def test_ablations_are_compared_seed_by_seed(ablations):
     assert mean == pytest.approx(-0.2) and interval == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
     table = ablations.markdown(results, seeds=3, steps=10)
     assert (
-        "| trained | frozen | 0.600 ± 0.248 | +0.000 ± 0.000 | 0.85 | 0.400 ± 0.430 | -0.200 ± 0.248 | 6.46 |" in table
+        "| trained | frozen | 0.600 ± 0.248 | +0.000 ± 0.000 | 0.85 (open) | 0.400 ± 0.430 | -0.200 ± 0.248 | "
+        "6.46 (open) |" in table
     )
+    assert ablations.verdict((-0.2, 0.1), -0.44) == ablations.verdict((0.2, 0.1), 0.01) == "agrees"
+    assert ablations.verdict((0.2, 0.1), -0.44) == "disagrees"
+    assert ablations.verdict((-0.2, None), -0.44) == "open"
     assert ablations.mean_and_interval([0.4]) == (0.4, None)
+
+
+def test_ablations_have_a_table_after_every_seed(ablations, tmp_path):
+    args = Namespace(steps=10, out=str(tmp_path / "results/table"))
+    arms = {arm: {7: {task: {"overall": 0.5} for task in ablations.TASKS}} for arm in ablations.ARMS}
+    table = ablations.report(arms, args)
+    assert "| yes | no | 0.500 | +0.000 |  | 0.500 | +0.000 | 5.00 (open) |" in table
+    assert (tmp_path / "results/table.md").read_text(encoding="utf-8") == table
+    assert json.loads((tmp_path / "results/table.json").read_text())["seeds"] == [7]
 
 
 @pytest.mark.parametrize(

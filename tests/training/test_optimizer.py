@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from unipic_core.metaquery import MetaQueryConditioner
 from unipic_core.training.config import LoopConfig
 from unipic_core.training.optimizer import make_optimizer
 
@@ -70,3 +71,13 @@ def test_state_of_muon_goes_on(model):
 def test_muon_needs_blocks():
     with pytest.raises(ValueError, match="use adamw"):
         optimizer_of(torch.nn.Linear(4, 4), optimizer="muon")
+
+
+def test_muon_takes_the_connectors_blocks_and_leaves_its_projections():
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    conditioner = MetaQueryConditioner(sizes, 4, 8, 8, 8)
+    names = {parameter: name for name, parameter in conditioner.named_parameters()}
+    muon, adamw = optimizer_of(conditioner, optimizer="muon").parts
+    on_tokens = {names[parameter] for group in muon.param_groups for parameter in group["params"]}
+    assert on_tokens == {name for parameter, name in names.items() if ".layers." in name and parameter.ndim == 2}
+    assert {"meta_queries", "projector_1.weight"} <= {names[p] for group in adamw.param_groups for p in group["params"]}

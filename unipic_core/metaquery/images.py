@@ -50,7 +50,10 @@ def described_size(
     lower = min_pixels or processor.size["shortest_edge"]
     upper = max_pixels or max(lower, min(processor.size["longest_edge"], DESCRIBED_CELLS * cell**2))
     if lower > upper:
-        raise ValueError(f"min_pixels ({lower}) is more than max_pixels ({upper}).")
+        raise ValueError(
+            f"max_pixels ({upper}) is less than min_pixels ({lower}), the area that smaller pictures are enlarged to. "
+            "Both are areas, width × height; raise max_pixels."
+        )
     return _resized(picture, cell, lower, upper)
 
 

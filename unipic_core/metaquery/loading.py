@@ -11,7 +11,7 @@ from ..kontext.checkpoint import weight_files
 from ..kontext.loading import check_fit
 from ..weights import Weights
 from .config import CONFIG_7B, read_config
-from .names import check_architecture, released_name
+from .names import check_architecture, check_width, released_name
 from .quantization import quantized
 
 
@@ -44,6 +44,7 @@ def load_vlm(
     config = read_config(config_folder)
     weights = Weights(files, released_name)
     check_architecture(weights, path)
+    check_width(weights.shapes(), config.get_text_config().hidden_size, path)
 
     with init_empty_weights(include_buffers=False):
         vlm = Qwen2_5_VLForConditionalGeneration(config)

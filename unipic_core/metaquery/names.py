@@ -26,3 +26,13 @@ def check_architecture(names, source) -> None:
         raise ValueError(f"{source} is not a language model; its first tensors are {', '.join(names[:3])}. {needed}")
     if not any(name.startswith("visual.") for name in names):
         raise ValueError(f"{source} is a language model without a vision tower. {needed}")
+
+
+def check_width(shapes: dict, width: int, source) -> None:
+    """Raise ValueError if these are tensors of a Qwen2.5-VL whose hidden states are not `width` wide."""
+    (given,) = shapes.get("model.norm.weight", (width,))
+    if given != width:
+        raise ValueError(
+            f"{source} is a Qwen2.5-VL of another size: its hidden states are {given} wide, {width} are needed. "
+            "Qwen2.5-VL-7B has 3584, the 3B model 2048."
+        )

@@ -17,6 +17,7 @@ from ..data.latents import open_latents
 from ..data.pictures import save_grid, to_pictures
 from ..files import replaced_folder
 from ..kontext import KontextPipeline, load_transformer
+from ..kontext.loading import load_pretrained
 from ..metaquery import MetaQueryConditioner, MetaQueryEncoder, load_vlm
 from ..metaquery.encoder import load_image_processor, load_tokenizer
 from ..metaquery.sampling import generate
@@ -58,8 +59,8 @@ class MetaQueryTask(torch.nn.Module):
         check_widths(self.encoder.conditioner, self.transformer)
         self.encoder.conditioner.requires_grad_("connector" in config.train)
         self.encoder.conditioner.meta_queries.requires_grad_("queries" in config.train)
-        self.vae = AutoencoderKL.from_pretrained(config.vae or config.model, subfolder="vae")
-        self.vae.eval().requires_grad_(False)
+        self.vae = load_pretrained(AutoencoderKL, Path(config.vae or config.model) / "vae", "cpu")
+        self.vae.requires_grad_(False)
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(config.model, subfolder="scheduler")
         configure(self.transformer, config)
         if config.gradient_checkpointing:
@@ -76,13 +77,8 @@ class MetaQueryTask(torch.nn.Module):
 
     def draw(self, step: int, batch_size: int) -> dict[str, torch.Tensor | list]:
         rng = np.random.default_rng([self.config.seed, step])
-        return self.draw_from(whose_turn(self.config, self.tasks, step), step, rng, batch_size)
-
-    def draw_from(self, sources: list[tuple], step: int, rng: np.random.Generator, batch_size: int) -> dict:
-        latents, features = sources[rng.integers(len(sources))]
-        bucket, rows = latents.pick(rng, batch_size)
-        seen = features.read(bucket, rows) if features else [None] * batch_size
-        return {**flow_batch(self.config, step, rng, *latents.read(bucket, rows)), "seen": seen}
+        latents, prompts, seen = draw_from(whose_turn(self.config, self.tasks, step), rng, batch_size)
+        return {**flow_batch(self.config, step, rng, latents, prompts), "seen": seen}
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         embeddings, pooled = self.encoder(batch["prompts"], batch["seen"])
@@ -95,16 +91,13 @@ class MetaQueryTask(torch.nn.Module):
         self.transformer.eval()
         grid = []
         for sources in self.tasks:
-            batch = self.draw_from(sources, 0, np.random.default_rng(self.config.seed), 8)
-            target, *references = [
-                kontext.decode(latents.to(self.vae.device))
-                for latents in (batch["latents"], *batch["references"].unbind(1))
-            ]
+            latents, prompts, seen = draw_from(sources, np.random.default_rng(self.config.seed), 8)
+            target, *references = [kontext.decode(row.to(self.vae.device)) for row in latents.unbind(1)]
             generated = generate(
                 self.encoder,
                 kontext,
-                batch["prompts"],
-                batch["seen"],
+                prompts,
+                seen,
                 references if "transformer" in self.config.reference_to else [],
                 size=target.shape[-2:],
                 seeds=list(range(8)),
@@ -123,6 +116,14 @@ class MetaQueryTask(torch.nn.Module):
             for name, part in parts.items():
                 copy.deepcopy(part).to(dtype).save_pretrained(partial / name)
             self.scheduler.save_pretrained(partial / "scheduler")
+
+
+def draw_from(sources: list[tuple], rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str], list]:
+    """`count` rows of one of the sources: latents, the target first, prompts, and what the VLM sees."""
+    latents, features = sources[rng.integers(len(sources))]
+    bucket, rows = latents.pick(rng, count)
+    seen = features.read(bucket, rows) if features else [None] * count
+    return *latents.read(bucket, rows), seen
 
 
 def load_encoder(config: MetaQueryConfig) -> MetaQueryEncoder:

@@ -7,8 +7,9 @@ import torch
 from .config import LoopConfig
 
 ON_TOKENS = re.compile(
-    r"\btransformer_blocks\.\d+\.(attn|ff)"  # of diffusers' transformers, of UniPic 1 and of Qwen2.5-VL
-    r"|\b(mar|visual)\..*blocks\.\d+\.(attn|mlp)|\b(llm|siglip2|language_model)\..*layers\.\d+\.(self_attn|mlp)"
+    r"\btransformer_blocks\.\d+\.(attn|ff)"  # of diffusers' transformers, of UniPic 1, of Qwen2.5-VL and of MetaQuery
+    r"|\b(mar|visual)\..*blocks\.\d+\.(attn|mlp)"
+    r"|\b(llm|siglip2|language_model|connector)\..*layers\.\d+\.(self_attn|mlp)"
 )
 
 
