@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -46,6 +47,16 @@ class Run:
         return next(iter(self.data_of("execution_error")), None)
 
 
+def link(place: Path, folder: Path) -> None:
+    """Symbolic links need a privilege on Windows; junctions do not."""
+    if os.name == "nt":
+        import _winapi
+
+        _winapi.CreateJunction(str(folder), str(place))
+    else:
+        place.symlink_to(folder, target_is_directory=True)
+
+
 class ComfyServer:
     """Use as a context manager; `packs` maps names under `custom_nodes` to the folders that are linked there."""
 
@@ -56,7 +67,7 @@ class ComfyServer:
         custom_nodes.mkdir(parents=True)
         (self.base / "user").mkdir()  # for ComfyUI's database
         for name, folder in packs.items():
-            (custom_nodes / name).symlink_to(folder, target_is_directory=True)
+            link(custom_nodes / name, folder)
 
     def __enter__(self) -> "ComfyServer":
         with socket.socket() as probe:

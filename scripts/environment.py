@@ -11,6 +11,9 @@ import sys
 import venv
 from pathlib import Path
 
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}.")
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -45,6 +45,10 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     """Where to make a folder that takes the place of `out`, if there is one, when all went well."""
     partial = out.with_name(f".{out.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)

@@ -46,12 +46,28 @@ def test_jsonl_pictures_fill_the_bucket_of_their_target(pictures):
     assert (first.target[0, 0] == (200, 30, 40)).all() and (first.references[0][0, 0] == (20, 30, 240)).all()
 
 
+def test_photos_are_turned_as_their_camera_says(pictures):
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (300, 200)).save(pictures.with_name("a.png"), exif=orientation)
+    source = open_source({"kind": "jsonl", "path": str(pictures), "resolution": 128})
+    assert source[0].target.shape == (160, 96, 3)
+
+
+def test_a_damaged_picture_is_named(pictures):
+    file = pictures.with_name("b.png")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="b.png cannot be read"):
+        open_source({"kind": "jsonl", "path": str(pictures)})[1]
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
         ({"file_name": "no.png", "text": "x"}, "line 4: there is no picture 'no.png'"),
         ({"file_name": "a.png", "text": "x", "references": ["no.png"]}, "line 4: there is no picture 'no.png'"),
         ({"file_name": "a.png"}, 'line 4: "text"'),
+        ("a.png", "line 4: an object is needed"),
     ],
 )
 def test_unusable_lines_are_named(pictures, line, message):
@@ -100,7 +116,7 @@ def test_latents_are_the_encoded_pictures(pictures, scratch_folder, tmp_path):
     torch.testing.assert_close(drawn["make it red"], (encoded - 0.0609) * 1.5305, rtol=2e-3, atol=2e-3)
 
 
-def test_latents_are_encoded_once_and_again_for_another_vae(pictures, scratch_folder, tmp_path):
+def test_latents_are_encoded_once_and_again_for_another_list_or_vae(pictures, scratch_folder, tmp_path):
     vae = AutoencoderKL.from_pretrained(scratch_folder, subfolder="vae").eval()
     spec = {"kind": "jsonl", "path": str(pictures), "resolution": 128}
     open_latents(spec, vae, tmp_path / "latents")
@@ -108,10 +124,13 @@ def test_latents_are_encoded_once_and_again_for_another_vae(pictures, scratch_fo
     written = file.stat().st_mtime_ns
     open_latents(spec, vae, tmp_path / "latents")
     assert file.stat().st_mtime_ns == written
+    pictures.write_text(pictures.read_text().replace("a red wall", "a crimson wall"))
+    open_latents(spec, vae, tmp_path / "latents")
+    assert len(list((tmp_path / "latents").iterdir())) == 2
     with torch.no_grad():
         vae.encoder.conv_out.weight.add_(0.1)
     open_latents(spec, vae, tmp_path / "latents")
-    assert len(list((tmp_path / "latents").iterdir())) == 2
+    assert len(list((tmp_path / "latents").iterdir())) == 3
 
 
 def test_pictures_survive_the_round_trip():

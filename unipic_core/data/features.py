@@ -35,7 +35,7 @@ def open_features(spec: dict, encoder: MetaQueryEncoder, folder: Path) -> Featur
     """The features of a data source's references, computed now unless `folder` holds them from an earlier run."""
     seen_at = {**spec, "pixels_per_cell": encoder.conditioner.config.pixels_per_cell}
     path = folder / f"{fingerprint(seen_at, vision_tower(encoder.vlm))}-seen.safetensors"
-    return FeatureSet(cached(path, lambda: see_source(spec, encoder)))
+    return FeatureSet(cached(path, lambda device: see_source(spec, encoder.to(device))))
 
 
 def see_source(spec: dict, encoder: MetaQueryEncoder) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from .cache import cached
 from .pictures import to_tensor
 from .sources import open_source
 
-ENCODE_BATCH = 32
+ENCODE_BATCH = 32  # samples
+ENCODE_PIXELS = 2**21  # of a batch: eight pictures of 512 × 512
 
 
 class LatentSet:
@@ -43,8 +45,10 @@ class LatentSet:
 
 
 def fingerprint(spec: dict, vae: torch.nn.Module) -> str:
-    """Changes with the data source's description and with the VAE's weights."""
+    """Changes with the data source's description, with the list that it names, and with the VAE's weights."""
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    if "path" in spec:
+        digest.update(Path(spec["path"]).read_bytes())
     for value in vae.state_dict().values():
         digest.update(value.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -53,7 +57,7 @@ def fingerprint(spec: dict, vae: torch.nn.Module) -> str:
 def open_latents(spec: dict, vae: torch.nn.Module, folder: Path) -> LatentSet:
     """The latents of a data source, encoded now unless `folder` holds them from an earlier run."""
     path = folder / f"{fingerprint(spec, vae)}.safetensors"
-    return LatentSet(cached(path, lambda: encode_source(spec, vae)))
+    return LatentSet(cached(path, lambda device: encode_source(spec, vae.to(device))))
 
 
 @torch.no_grad()
@@ -76,7 +80,7 @@ def encode_source(spec: dict, vae: torch.nn.Module) -> tuple[dict[str, torch.Ten
         sample = source[index]
         shape = (1 + len(sample.references), *sample.target.shape[:2])
         waiting.setdefault(shape, []).append(sample)
-        if len(waiting[shape]) == ENCODE_BATCH:
+        if len(waiting[shape]) == min(ENCODE_BATCH, max(1, ENCODE_PIXELS // math.prod(shape))):
             encode(shape)
     for shape in list(waiting):
         encode(shape)

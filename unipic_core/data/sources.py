@@ -1,6 +1,5 @@
 """Where training samples come from. A source has a length and gives the same sample for the same index, always."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..kinds import open_kind
+from .lines import read_lines
 
 ASPECT_RATIOS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3, 9 / 16)
 
@@ -26,6 +26,14 @@ def bucket_size(width: int, height: int, resolution: int, multiple: int = 32) ->
     return tuple(max(1, round(resolution * r / multiple)) * multiple for r in (ratio**0.5, ratio**-0.5))
 
 
+def read_picture(path: Path) -> Image.Image:
+    """The picture as it is meant to be seen: turned as its camera noted. ValueError: the file is damaged."""
+    try:
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 class JsonLines:
     """Pictures listed in a `metadata.jsonl`: `{"file_name": …, "text": …, "references": [file, …]}` a line.
 
@@ -34,27 +42,23 @@ class JsonLines:
     """
 
     def __init__(self, path: str, resolution: int = 512):
-        self.folder, self.resolution, self.rows = Path(path).parent, resolution, []
-        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-            row = json.loads(line)
-            for name in [row.get("file_name"), *row.get("references", [])]:
-                if not name or not (self.folder / name).is_file():
+        self.folder, self.resolution = Path(path).parent, resolution
+        self.rows = read_lines(path, (), ("file_name",), "picture")
+        for number, row in enumerate(self.rows, start=1):
+            for name in row.get("references", []):
+                if not (self.folder / name).is_file():
                     raise ValueError(f"{path}, line {number}: there is no picture {name!r} in {self.folder}")
             if "text" not in row:
                 raise ValueError(f'{path}, line {number}: "text" (the prompt or instruction) is missing')
-            self.rows.append(row)
-        if not self.rows:
-            raise ValueError(f"{path} lists no picture")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
-        target = Image.open(self.folder / row["file_name"])
-        size = bucket_size(*target.size, self.resolution)
-        pictures = [target, *(Image.open(self.folder / name) for name in row.get("references", []))]
-        arrays = [np.asarray(ImageOps.fit(picture.convert("RGB"), size)) for picture in pictures]
+        pictures = [read_picture(self.folder / name) for name in (row["file_name"], *row.get("references", []))]
+        size = bucket_size(*pictures[0].size, self.resolution)
+        arrays = [np.asarray(ImageOps.fit(picture, size)) for picture in pictures]
         return Sample(row["text"], arrays[0], tuple(arrays[1:]))
 
 

@@ -1,7 +1,6 @@
 """Checkpoints of a run: complete or not there at all, and enough to go on exactly."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,9 +12,10 @@ def save_checkpoint(
     folder: Path, step: int, weights: dict[str, torch.Tensor], ema: dict[str, torch.Tensor], optimizer: dict, keep: int
 ) -> None:
     """Write `folder/step-N`, if there is none, in one rename; then remove all but the newest `keep` checkpoints."""
-    final, partial = folder / f"step-{step:07d}", folder / f".partial-{os.getpid()}"
+    final, partial = folder / f"step-{step:07d}", folder / ".partial"
     if final.exists():
         return
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it saved
     partial.mkdir(parents=True)
     try:
         save_file(weights, partial / "weights.safetensors")

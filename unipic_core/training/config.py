@@ -54,7 +54,7 @@ class LoopConfig:
 
 def load_config(path: str | Path, kind: type):
     """Read a YAML file into the dataclass `kind`. ValueError: an unknown or missing field, named."""
-    return make_config(yaml.safe_load(Path(path).read_text()), kind, path)
+    return make_config(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}, kind, path)
 
 
 def make_config(values: dict, kind: type, source: str | Path):

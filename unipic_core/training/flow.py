@@ -13,6 +13,7 @@ from ..data.latents import open_latents
 from ..data.pictures import save_grid, to_pictures
 from ..files import replaced_folder
 from ..kontext import KontextPipeline, TextEncoders, load_transformer
+from ..kontext.loading import load_pretrained
 from .config import DTYPES, LoopConfig
 
 
@@ -58,8 +59,8 @@ class FlowTask(torch.nn.Module):
         self.transformer = load_transformer(Path(config.transformer or config.model) / "transformer").train()
         self.text = TextEncoders.from_pretrained(config.model)
         self.text.eval().requires_grad_(config.train_text_encoders)
-        self.vae = AutoencoderKL.from_pretrained(config.vae or config.model, subfolder="vae")
-        self.vae.eval().requires_grad_(False)
+        self.vae = load_pretrained(AutoencoderKL, Path(config.vae or config.model) / "vae", "cpu")
+        self.vae.requires_grad_(False)
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(config.model, subfolder="scheduler")
         configure(self.transformer, config)
         sources = [config.text_to_image, config.edit]
@@ -103,11 +104,15 @@ class FlowTask(torch.nn.Module):
         save_grid(path, grid)
 
     def export(self, folder: Path) -> None:
-        """Write a whole model folder: the trained parts in `export_dtype`, the others as they came."""
+        """Write a whole model folder: what the run changed in `export_dtype`, the rest as it came."""
+        parts = {"transformer": self.transformer}
+        if self.config.vae:
+            parts["vae"] = self.vae
+        if self.config.train_text_encoders:
+            parts |= self.text.named_children()
         with replaced_folder(folder) as partial:
             shutil.copytree(self.config.model, partial)
             dtype = DTYPES[self.config.export_dtype]
-            parts = {"vae": self.vae, "transformer": self.transformer, **dict(self.text.named_children())}
             for name, part in parts.items():
                 shutil.rmtree(partial / name)
                 copy.deepcopy(part).to(dtype).save_pretrained(partial / name)

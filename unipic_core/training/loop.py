@@ -124,6 +124,8 @@ def train(task: Task, config: LoopConfig, accelerator, on_step: Callable[[int, d
         start, weights, average, state = load_checkpoint(saved[-1])
         if {name: value.shape for name, value in weights.items()} != {name: p.shape for name, p in kept.items()}:
             raise ValueError(f"{saved[-1]} is of another model than this run's; give the run another folder (out)")
+        if start > config.steps:
+            raise ValueError(f"{saved[-1]} is beyond this run's {config.steps} steps; raise them, or give another out")
         for name, parameter in kept.items():
             parameter.data.copy_(weights[name])
         for name, value in ema.average.items():

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 
 from ..data.pictures import save_grid, to_pictures, to_tensor
 from ..data.sources import open_source
+from ..files import replaced_folder
 from ..kontext.loading import load_pretrained
 from .config import DTYPES, LoopConfig
 
@@ -116,7 +117,8 @@ class VaeTask(torch.nn.Module):
         vae = copy.deepcopy(self.vae)
         if self.config.posterior_std:
             fix_posterior(vae, self.config.posterior_std / vae.config.scaling_factor)
-        vae.to(DTYPES[self.config.export_dtype]).save_pretrained(folder / "vae")
+        with replaced_folder(folder) as partial:
+            vae.to(DTYPES[self.config.export_dtype]).save_pretrained(partial / "vae")
 
 
 def random_crops(rng: np.random.Generator, pictures: torch.Tensor, edge: int) -> torch.Tensor:
