@@ -116,7 +116,7 @@ def stages(folder, latents, tmp_path_factory) -> dict[str, Path]:
         settings = yaml.safe_load((RECIPES / f"unipic1_{stage}.yaml").read_text())
         settings |= {name: DATA[name] for name in DATA if name in settings}
         settings |= {"out": str(out / stage), "model": str(model), "vae": "", "latents": latents}
-        settings |= {"steps": 2, "batch_size": 4, "log_every": 1, "export_dtype": "fp32"}
+        settings |= {"steps": 2, "batch_size": 4, "micro_batch": 4, "log_every": 1, "export_dtype": "fp32"}
         path = out / f"{stage}.yaml"
         path.write_text(yaml.safe_dump(settings))
         subprocess.run([sys.executable, "-m", "trainers.unipic1", "--config", str(path)], cwd=ROOT, check=True)
