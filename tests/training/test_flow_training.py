@@ -9,7 +9,7 @@ import yaml
 from training_runs import SHORT_RUN, assert_same, finish, kill_after, launch, weights
 
 from unipic_core.kontext import KontextPipeline
-from unipic_core.training.config import load_config
+from unipic_core.training.config import DTYPES, load_config
 from unipic_core.training.flow import FlowConfig, FlowTask
 from unipic_core.training.loop import learning_rate, run
 
@@ -70,6 +70,17 @@ def test_frozen_text_encoders_stay(settings, scratch_folder):
     settings |= {"train_text_encoders": False, "steps": 2, "export_dtype": "fp16"}
     before, after = weights(scratch_folder), weights(train(settings))
     assert {name.split("/")[0] for name in before if not torch.equal(before[name], after[name])} == {"transformer"}
+
+
+def test_frozen_text_encoders_take_the_precision_of_the_run(settings):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        task = FlowTask(FlowConfig(**{**settings, "train_text_encoders": False, "precision": precision}))
+        dtype, batch = DTYPES[precision], task.draw(0, 4)
+        assert {part.dtype for _, part in task.text.named_children()} == {dtype}
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=precision == "bf16"):
+            losses.append(task(batch)[0].item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_scale_of_nothing_keeps_what_it_names(settings, scratch_folder):

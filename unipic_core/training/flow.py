@@ -57,7 +57,8 @@ class FlowTask(torch.nn.Module):
             raise ValueError("no training data: list sources under text_to_image, under edit, or both")
         self.config = config
         self.transformer = load_transformer(Path(config.transformer or config.model) / "transformer").train()
-        self.text = TextEncoders.from_pretrained(config.model)
+        text_dtype = torch.float32 if config.train_text_encoders else DTYPES[config.precision]
+        self.text = TextEncoders.from_pretrained(config.model, text_dtype)
         self.text.eval().requires_grad_(config.train_text_encoders)
         self.vae = load_pretrained(AutoencoderKL, Path(config.vae or config.model) / "vae", "cpu")
         self.vae.requires_grad_(False)
