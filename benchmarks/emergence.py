@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from unipic_core.evaluation import shapes as evaluation
 from unipic_core.evaluation.models import unipic1_answerer, unipic1_generator

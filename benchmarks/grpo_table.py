@@ -23,7 +23,7 @@ import yaml
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from metaquery_ablations import mean_and_interval, show
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from unipic_core.evaluation import shapes as evaluation
 from unipic_core.evaluation.models import metaquery_generator
