@@ -91,7 +91,7 @@ def test_a_truncated_file_is_named(text_folder, tmp_path):
         TextEncoders.from_pretrained(tmp_path / "model")
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.03), (torch.float16, 0.003)])
 @torch.no_grad()
 def test_half_precision_stays_close(text_folder, encoders, relative_error, dtype, tolerance):
     half = TextEncoders.from_pretrained(text_folder, dtype)
