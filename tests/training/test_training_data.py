@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
+from PIL import ExifTags, Image
 
 from unipic_core.data.latents import open_latents
+from unipic_core.data.pairs import open_pairs
 from unipic_core.data.pictures import to_pictures, to_tensor
+from unipic_core.data.prompts import open_prompts
+from unipic_core.data.questions import open_questions
 from unipic_core.data.sources import bucket_size, open_source
+from unipic_core.data.triplets import open_triplets
 from unipic_core.shapes import TRAIN_SEEDS
 
 
@@ -46,12 +50,26 @@ def test_jsonl_pictures_fill_the_bucket_of_their_target(pictures):
     assert (first.target[0, 0] == (200, 30, 40)).all() and (first.references[0][0, 0] == (20, 30, 240)).all()
 
 
-def test_photos_are_turned_as_their_camera_says(pictures):
+FILES = dict.fromkeys(("file_name", "source", "edited", "better", "worse"), "a.png")
+TEXTS = dict.fromkeys(("text", "prompt", "question", "answer", "instruction"), "x")
+READERS = {
+    "pictures": lambda path: open_source({"kind": "jsonl", "path": path, "resolution": 128})[0].target,
+    "prompts": lambda path: open_prompts({"kind": "lines", "path": path, "resolution": 128})[0].references[0],
+    "questions": lambda path: open_questions({"kind": "jsonl", "path": path})[0].picture,
+    "pairs": lambda path: open_pairs({"kind": "jsonl", "path": path})[0].worse,
+    "triplets": lambda path: open_triplets({"kind": "jsonl", "path": path})[0].edited,
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_photos_are_turned_as_their_camera_says(tmp_path, read):
     orientation = Image.Exif()
-    orientation[0x0112] = 6  # a quarter turn
-    Image.new("RGB", (300, 200)).save(pictures.with_name("a.png"), exif=orientation)
-    source = open_source({"kind": "jsonl", "path": str(pictures), "resolution": 128})
-    assert source[0].target.shape == (160, 96, 3)
+    orientation[ExifTags.Base.Orientation] = 6  # a quarter turn
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png", exif=orientation)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({**FILES, **TEXTS, "references": ["a.png"], "score": 1}))
+    height, width = np.asarray(read(str(lines))).shape[:2]
+    assert (width, height) in ((200, 300), (96, 160))
 
 
 def test_a_damaged_picture_is_named(pictures):

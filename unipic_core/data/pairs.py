@@ -9,6 +9,7 @@ from PIL import Image
 from ..kinds import open_kind
 from ..rewards.img_reward_form import answer, ask
 from .lines import read_lines
+from .pictures import read_picture
 from .questions import Question
 
 
@@ -34,7 +35,7 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> RankedPair:
         row = self.rows[index]
-        return RankedPair(row["prompt"], *(Image.open(self.folder / row[name]) for name in ("better", "worse")))
+        return RankedPair(row["prompt"], *(read_picture(self.folder / row[name]) for name in ("better", "worse")))
 
 
 class Shapes:

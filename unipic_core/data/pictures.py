@@ -4,9 +4,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ..files import replaced_file
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The picture as it is meant to be seen: turned as its camera noted. ValueError: the file is damaged."""
+    try:
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of what `read_picture` gives, from the file's head alone. ValueError: the file is damaged."""
+    try:
+        with Image.open(path) as picture:
+            lies = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return picture.size[::-1] if lies else picture.size
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from ..kinds import open_kind
+from .pictures import picture_size, read_picture
 from .sources import bucket_size
 
 Shape = tuple[int, int, int]  # width and height in px, number of references
@@ -41,13 +42,12 @@ class PromptRows:
         references = self.rows[index].get("references", [])
         if not references:
             return self.resolution, self.resolution, 0
-        with Image.open(self.folder / references[0]) as picture:
-            return *bucket_size(*picture.size, self.resolution), len(references)
+        return *bucket_size(*picture_size(self.folder / references[0]), self.resolution), len(references)
 
     def __getitem__(self, index: int) -> PromptSample:
         row = self.rows[index]
         size = self.shape(index)[:2]
-        pictures = [Image.open(self.folder / name).convert("RGB") for name in row.get("references", [])]
+        pictures = [read_picture(self.folder / name) for name in row.get("references", [])]
         arrays = tuple(np.asarray(ImageOps.fit(picture, size)) for picture in pictures)
         return PromptSample(row.get("prompt", row.get("text")), row, arrays)
 

@@ -8,10 +8,11 @@ from PIL import Image
 from ..kinds import open_kind
 from ..lazy import call_on_demand
 from .lines import read_lines
+from .pictures import read_picture
 
 
 class Question(NamedTuple):
-    """A picture of any size, or several, a question about it, and the answer. Files are read when they are used."""
+    """A picture of any size, or several, a question about it, and the answer."""
 
     picture: Image.Image | tuple[Image.Image, ...]
     question: str
@@ -33,7 +34,7 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> Question:
         row = self.rows[index]
-        return Question(Image.open(self.folder / row["file_name"]), row["question"], row["answer"])
+        return Question(read_picture(self.folder / row["file_name"]), row["question"], row["answer"])
 
 
 class Shapes:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from ..kinds import open_kind
 from .lines import read_lines
+from .pictures import read_picture
 
 ASPECT_RATIOS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3, 9 / 16)
 
@@ -24,14 +25,6 @@ def bucket_size(width: int, height: int, resolution: int, multiple: int = 32) ->
     """(width, height) of the bucket nearest in aspect ratio, of about resolution² pixels (REFERENCE: 1:1 … 16:9)."""
     ratio = min(ASPECT_RATIOS, key=lambda r: abs(np.log(r) - np.log(width / height)))
     return tuple(max(1, round(resolution * r / multiple)) * multiple for r in (ratio**0.5, ratio**-0.5))
-
-
-def read_picture(path: Path) -> Image.Image:
-    """The picture as it is meant to be seen: turned as its camera noted. ValueError: the file is damaged."""
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 class JsonLines:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..kinds import open_kind
 from .lines import read_lines
+from .pictures import read_picture
 
 
 class Triplet(NamedTuple):
@@ -39,7 +40,7 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> Triplet:
         row = self.rows[index]
-        pictures = (Image.open(self.folder / row[name]) for name in ("source", "edited"))
+        pictures = (read_picture(self.folder / row[name]) for name in ("source", "edited"))
         return Triplet(*pictures, row["instruction"], float(row["score"]))
 
 
