@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from unipic_core.data.prompts import open_prompts
+from unipic_core.rewards import open_reward
 from unipic_core.rl.config import GRPOConfig
 from unipic_core.training.config import load_config
 
@@ -71,8 +72,10 @@ def test_rewards_are_described_as_in_a_configuration(run):
         "rewards": [{"kind": "geneval", "mode": "strict", "detector": "shapes"}],
         "normalize": False,
     }
-    (judge,) = run("UniPicJudgeReward", url="http://judge/v1", model="vlm", rubric="gedit")[0]["rewards"]
+    given = {"url": "http://judge/v1", "model": "vlm", "rubric": "gedit", "input_price": 2.0, "output_price": 10.0}
+    (judge,) = run("UniPicJudgeReward", **given)[0]["rewards"]
     assert (judge["kind"], judge["url"], judge["rubric"]) == ("judge", "http://judge/v1", "gedit")
+    assert open_reward(judge).prices == [2.0, 10.0]
     assert judge["cache"].endswith("output/unipic/answers")
 
 
@@ -281,6 +284,14 @@ def test_a_run_that_begins_anew_is_shown_from_its_first_line(pack, tmp_path, mon
         file.write_text(content)
         shown.update()
     assert [text.partition(":")[0] for text in said[1:]] == ["iteration 2 of 10", "iteration 1 of 10"]
+
+
+def test_what_the_judges_cost_is_said(pack, tmp_path):
+    lines = [{"step": 1, "reward": 0.5, "cost": 1.5, "validation_cost": 0.25}, {"step": 2, "reward": 0.5, "cost": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "cost so far 2.75" in pack("trainers.nodes.progress").in_short(lines)
+    report = pack("trainers.nodes.report").report(tmp_path, "some.safetensors")
+    assert "cost of the judges: 2.75" in report.splitlines()
 
 
 def test_curves_and_samples_are_one_picture(pack, tmp_path):

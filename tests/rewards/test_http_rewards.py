@@ -5,14 +5,17 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 
 from unipic_core import shapes
 from unipic_core.data.pictures import to_tensor
+from unipic_core.data.prompts import PromptSample
 from unipic_core.rewards import HTTPReward, VLMJudge, open_reward
 from unipic_core.rewards.server import make_server
 from unipic_core.rewards.web import NoAnswer, Refused, ask, from_base64, to_base64
+from unipic_core.rl.scoring import Scoring
 
 
 @pytest.fixture
@@ -246,6 +249,19 @@ def test_an_answer_is_paid_for_once(serve, tmp_path):
     assert len(script.requests) == 3 and result.usage["cached"] == 3
     judge(url, cache=str(tmp_path), rubric="imgedit", attempts=1)
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_an_iterations_metrics_say_what_the_judges_cost(serve):
+    spec = {"kind": "judge", "url": f"{serve(Script(GOOD))}/v1", "model": "some-model", "prices": [2.0, 10.0]}
+    picture = np.zeros((16, 24, 3), np.uint8)
+    samples, costs = [PromptSample("x", {}, (picture,))] * 3, []
+    for held_out in ([], [spec | {"prices": [4.0, 20.0]}]):
+        scoring = Scoring([spec], held_out, normalize=False)
+        for _ in range(2):
+            costs.append(scoring.metrics(scoring.score(PICTURES, samples, "cpu"), [0] * 3)["cost"])
+    assert costs == pytest.approx([0.009, 0.009, 0.027, 0.027])
+    free = Scoring([{"kind": "canary", "statistic": "saturation"}], [], normalize=False)
+    assert "cost" not in free.metrics(free.score(PICTURES, samples, "cpu"), [0] * 3)
 
 
 def test_an_edit_rubric_needs_sources():

@@ -45,9 +45,16 @@ def metrics_of(folder: Path) -> list[dict]:
     return read_metrics(file) if file.exists() else []
 
 
+def cost_of(lines: list[dict]) -> float:
+    """What the judges of a run have cost, by the prices on their nodes."""
+    return sum(line.get(name, 0.0) for line in lines for name in ("cost", "validation_cost"))
+
+
 def in_short(lines: list[dict]) -> str:
     line = next((line for line in reversed(lines) if "reward" in line), {})
     values = [f"{name} {line[name]:.3g}" for name in ("reward", "kl") if name in line]
+    if paid := cost_of(lines):
+        values.append(f"cost so far {paid:.3g}")
     seconds = sum(value for name, value in line.items() if name.startswith("seconds_"))
     return ", ".join([*values, f"{seconds:.3g} s each"])
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .progress import metrics_of
+from .progress import cost_of, metrics_of
 
 SHOWN = ("validation_reward", "validation_held_out_", "canary_")
 WARNING = "UserWarning: "
@@ -18,6 +18,8 @@ def report(folder: Path, lora: str) -> str:
     lost = sum(line.get("unscored", 0) for line in lines)
     same = sum(line.get("dropped_groups", 0) for line in lines)
     text += ["", f"pictures without a reward: {lost:.0f}", f"prompts whose pictures all got the same: {same:.0f}"]
+    if paid := cost_of(lines):
+        text.append(f"cost of the judges: {paid:.4g}")
     return "\n".join([*text, *warnings_in(folder / "log.txt")])
 
 

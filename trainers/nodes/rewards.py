@@ -136,14 +136,30 @@ class UniPicJudgeReward(io.ComfyNode):
                     default=True,
                     tooltip="Keep answers in output/unipic/answers: equal questions are paid for once.",
                 ),
+                price("input_price", "reads, pictures too"),
+                price("output_price", "writes"),
             ],
         )
 
     @classmethod
-    def execute(cls, url, model, rubric, api_key, concurrency, patience, cache) -> io.NodeOutput:
+    def execute(
+        cls, url, model, rubric, api_key, concurrency, patience, cache, input_price, output_price
+    ) -> io.NodeOutput:
         answers = f"{folder_paths.get_output_directory()}/unipic/answers" if cache else ""
         spec = {"url": url, "model": model, "rubric": rubric, "api_key": api_key, "cache": answers}
-        return reward(kind="judge", **spec, concurrency=concurrency, patience=patience)
+        prices = [input_price, output_price]
+        return reward(kind="judge", **spec, concurrency=concurrency, patience=patience, prices=prices)
+
+
+def price(name: str, what: str) -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=0.0,
+        min=0.0,
+        max=10000.0,
+        step=0.01,
+        tooltip=f"Of a million tokens that the judge {what}, in any currency. With prices, a run says what it cost.",
+    )
 
 
 class UniPicHTTPReward(io.ComfyNode):

@@ -63,6 +63,8 @@ class UniPicScoreImages(io.ComfyNode):
             f"{number + 1}: {total[number]:.4g} = " + ", ".join(f"{name} {parts[name][number]:.4g}" for name in parts)
             for number in range(count)
         )
+        if judges.cost:
+            text += f"\ncost: {judges.cost:.4g}"
         return io.NodeOutput(total.nanmean().item(), text, ui=ui.PreviewText(text))
 
 

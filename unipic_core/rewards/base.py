@@ -6,7 +6,12 @@ import torch
 
 
 class Reward(ABC):
-    """Judges pictures. Rewards with weights of their own move with `to`; the others ignore it."""
+    """Judges pictures. Rewards with weights of their own move with `to`; the others ignore it.
+
+    cost: what the scores so far have cost, in the currency of the prices that the reward was given.
+    """
+
+    cost: float = 0.0
 
     @abstractmethod
     def score(

@@ -62,7 +62,6 @@ class VLMJudge(Reward):
 
     @property
     def cost(self) -> float:
-        """What the questions so far have cost, by `prices`."""
         tokens = (self.usage["prompt_tokens"], self.usage["completion_tokens"])
         return sum(price * count for price, count in zip(self.prices, tokens, strict=True)) / 1e6
 

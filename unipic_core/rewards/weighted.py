@@ -29,6 +29,10 @@ class WeightedReward(Reward):
             weights[name] = float(spec.get("weight", 1.0))
         return cls(rewards, weights, normalize)
 
+    @property
+    def cost(self) -> float:
+        return sum(reward.cost for reward in self.rewards.values())
+
     def parts(self, images, prompts, metadata, sources=None) -> dict[str, torch.Tensor]:
         """Each reward's own scores."""
         return {name: reward.score(images, prompts, metadata, sources) for name, reward in self.rewards.items()}

@@ -23,13 +23,15 @@ class Scoring:
         if samples[0].references:
             sources = to_tensor([sample.references[0] for sample in samples]) / 2 + 0.5
         found = {f"canary_{name}": values for name, values in canaries(images).items()} | {"thumb": thumbnails(images)}
+        spent = self.rewards.cost + self.held_out.cost
         for prefix, rewards in (("reward_", self.rewards), ("held_out_", self.held_out)):
             rewards.to(device)
             for name, values in rewards.parts(images, prompts, metadata, sources).items():
                 values = values.detach().float().cpu()
                 found[prefix + name] = torch.where(values.isfinite(), values, torch.nan)
             rewards.to("cpu")
-        return found
+        spent = self.rewards.cost + self.held_out.cost - spent
+        return found | {"cost": torch.full((len(images),), spent / len(images))}
 
     def total(self, found: dict[str, torch.Tensor]) -> torch.Tensor:
         """What is trained for, [B]; NaN where one of the rewards has no verdict."""
@@ -39,13 +41,18 @@ class Scoring:
         return {name: found[f"reward_{name}"] for name in self.rewards.rewards}
 
     def metrics(self, found: dict[str, torch.Tensor], groups: list) -> dict[str, float]:
-        """Means over the rows that have a verdict, of rewards as they are; `groups` names each row's group."""
+        """Means over the rows that have a verdict, of rewards as they are, and what they cost, if anything.
+
+        groups: names each row's group.
+        """
         total = self.rewards.weighted(self._parts(found))
-        means = {name: values.nanmean().item() for name, values in found.items() if name != "thumb"}
+        means = {name: values.nanmean().item() for name, values in found.items() if name not in ("thumb", "cost")}
+        cost = found["cost"].sum().item()
         spread = diversity(found["thumb"], group_rows(groups))
         return {
             "reward": total.nanmean().item(),
             "unscored": total.isnan().sum().item(),
             **means,
             "canary_diversity": spread,
+            **({"cost": cost} if cost else {}),
         }
