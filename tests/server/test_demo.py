@@ -13,7 +13,6 @@ from unipic_core.shapes import detect, evaluation_edits, evaluation_prompts, ren
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[2]
-# demo/kontext_evaluation.json holds what the demo reaches today. Strict: the mark has to go once it is good enough.
 
 
 def workflow(name: str) -> dict:
@@ -41,7 +40,6 @@ def test_text_to_image_workflow_draws_what_the_prompt_says(comfy_server):
     assert sum(correct) / len(correct) >= 0.6
 
 
-@pytest.mark.xfail(reason="demo/kontext is not trained long enough for editing yet", strict=True)
 def test_edit_workflow_changes_what_the_instruction_says(comfy_server, pictures):
     """The second half of the workflow, on pictures whose right edit is known."""
     scores = []
