@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comfy_server import ComfyServer
 from PIL import Image
-from workflow_parts import DEMO_SCALE
+from workflow_parts import as_drawn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
@@ -18,8 +18,8 @@ OUTPUT = ROOT / "demo_output"
 
 
 def seen_in(picture: Image.Image) -> str:
-    """What the detector finds in a picture that the workflow has enlarged."""
-    things = [f"a {found.color} {found.label}" for found in detect(picture, DEMO_SCALE)] or ["nothing"]
+    """What the detector finds in a picture of a demo workflow."""
+    things = [f"a {found.color} {found.label}" for found in detect(as_drawn(picture))] or ["nothing"]
     return f"{' and '.join(things)} on a {detect_background(picture)} background"
 
 

@@ -1,5 +1,6 @@
 """Ends of workflows that all models share: sampling, decoding, saving."""
 
+from PIL import Image
 from workflow_graph import Graph, Node, Output
 
 DEMO_SCALE = 6
@@ -27,6 +28,11 @@ def decode(graph: Graph, latent: Output, models: Node | dict) -> Output:
 def enlarge(graph: Graph, image: Output) -> Output:
     inputs = {"image": image, "upscale_method": "nearest-exact", "scale_by": DEMO_SCALE}
     return graph.node("ImageScaleBy", "Enlarge to look at", **inputs)["IMAGE"]
+
+
+def as_drawn(picture: Image.Image) -> Image.Image:
+    """A picture of a demo workflow as it was before `enlarge`: detectors judge what the model drew."""
+    return picture.reduce(DEMO_SCALE)
 
 
 def save(graph: Graph, image: Output, name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from workflow_parts import DEMO_SCALE
+from workflow_parts import DEMO_SCALE, as_drawn
 
 from unipic_core.shapes import detect, evaluation_edits, evaluation_prompts, render, score_edit, score_prompt
 
@@ -36,7 +36,7 @@ def test_text_to_image_workflow_draws_what_the_prompt_says(comfy_server):
         (conditioning,) = nodes(graph, "UniPicKontextConditioning")
         conditioning["inputs"]["prompt"] = sample.prompt
         picture = only_picture(comfy_server, graph)
-        correct.append(score_prompt(detect(picture, DEMO_SCALE), sample.metadata)["correct"])
+        correct.append(score_prompt(detect(as_drawn(picture)), sample.metadata)["correct"])
     assert sum(correct) / len(correct) >= 0.6
 
 
@@ -52,7 +52,7 @@ def test_edit_workflow_changes_what_the_instruction_says(comfy_server, pictures)
         before, _ = nodes(graph, "SaveImage")
         graph = {name: node for name, node in graph.items() if node is not before}
         picture = only_picture(comfy_server, graph)
-        scores.append(score_edit(picture, sample.metadata)["score"])
+        scores.append(score_edit(as_drawn(picture), sample.metadata)["score"])
     assert sum(scores) / len(scores) >= 0.45
 
 
