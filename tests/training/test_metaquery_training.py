@@ -100,6 +100,12 @@ def test_joint_stage_moves_the_transformer_too_and_writes_a_whole_folder(setting
     assert generate(["a photo of a star"] * 2, None, [0, 1]).shape == (2, 64, 64, 3)
 
 
+def test_both_tasks_train_in_bf16(settings):
+    folder = train({**settings, "precision": "bf16"})
+    lines = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == settings["steps"] and all(np.isfinite(line["loss"]) for line in lines)
+
+
 @pytest.mark.parametrize("part", ["queries", "connector", "transformer"])
 def test_gradients_reach_what_trains_and_nothing_else(settings, part):
     task = MetaQueryTask(MetaQueryConfig(**{**settings, "train": [part]}))

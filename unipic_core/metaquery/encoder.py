@@ -198,7 +198,8 @@ class MetaQueryEncoder(nn.Module):
         ids, mask = padded(texts, self.embed.weight.device)
         embeddings = self.embed(ids)
         if features:
-            embeddings[ids == self.vlm.config.image_token_id] = torch.cat(features).to(embeddings)
+            placed = [feature.to(embeddings) for feature in features]  # under autocast, a CPU joins no float16
+            embeddings[ids == self.vlm.config.image_token_id] = torch.cat(placed)
         return embeddings, mask
 
     def _look(self, images: list[list[Picture]]) -> list[list[torch.Tensor]]:
