@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, weights
+from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, finish, launch, weights
 
 from unipic_core.data.sources import open_source
 from unipic_core.evaluation.models import metaquery_generator
@@ -101,8 +101,8 @@ def test_joint_stage_moves_the_transformer_too_and_writes_a_whole_folder(setting
 
 
 def test_both_tasks_train_in_bf16(settings):
-    folder = train({**settings, "precision": "bf16"})
-    lines = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
+    finish(launch("metaquery", {**settings, "precision": "bf16"}))
+    lines = [json.loads(line) for line in (Path(settings["out"]) / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == settings["steps"] and all(np.isfinite(line["loss"]) for line in lines)
 
 
