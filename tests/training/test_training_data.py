@@ -100,6 +100,7 @@ def test_unusable_lines_are_named(pictures, line, message):
         ({"kind": "web"}, "unknown; use one of: jsonl, shapes"),
         ({"kind": "jsonl", "file": "x"}, "file"),
         ({"kind": "shapes", "task": "edit", "count": 1, "cell": 8}, "smallest object is 14 px"),
+        ({"kind": "shapes", "task": "edit", "count": 1, "only": "counting"}, "no kind 'counting'; use one of: add, "),
     ],
 )
 def test_wrong_sources_are_named(spec, message):
@@ -113,6 +114,13 @@ def test_shapes_give_the_same_sample_for_an_index():
     assert {source[index].target.shape for index in range(12)} > {(64, 64, 3)}
     again = open_source({"kind": "shapes", "task": "edit", "count": 5})
     assert (source[4].target == again[4].target).all() and source[4].prompt == again[4].prompt
+
+
+def test_shapes_of_one_kind():
+    source = open_source({"kind": "shapes", "task": "edit", "count": 12, "only": "compose"})
+    assert all(" and " in source[index].prompt for index in range(12))
+    source = open_source({"kind": "shapes", "task": "text_to_image", "count": 12, "only": "counting"})
+    assert all(source[index].prompt.endswith("s") for index in range(12))
 
 
 def test_latents_are_the_encoded_pictures(pictures, scratch_folder, tmp_path):

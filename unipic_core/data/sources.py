@@ -58,15 +58,20 @@ class JsonLines:
 class Shapes:
     """The shape world: `task` is text_to_image or edit, seeds from `first` on, one picture in eight not 64×64.
 
+    `only`: one of the task's kinds, of `shapes.TASKS` or `shapes.EDIT_KINDS` (None: any).
     `cell`: objects that are not given stay within cells of so many px (see `shapes.sample_prompt`, `sample_edit`).
     """
 
-    def __init__(self, task: str, count: int, first: int = 0, cell: int | None = None):
+    def __init__(self, task: str, count: int, first: int = 0, cell: int | None = None, only: str | None = None):
+        from ..shapes import EDIT_KINDS, TASKS
         from ..shapes.world import DIAMETERS
 
+        kinds = EDIT_KINDS if task == "edit" else TASKS
+        if only not in (None, *kinds):
+            raise ValueError(f"the task {task} has no kind {only!r}; use one of: {', '.join(kinds)}")
         if cell is not None and cell < DIAMETERS[0]:
             raise ValueError(f"cell is {cell} px, but the smallest object is {DIAMETERS[0]} px across")
-        self.task, self.seeds, self.cell = task, range(first, first + count), cell
+        self.task, self.seeds, self.cell, self.only = task, range(first, first + count), cell, only
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -78,9 +83,9 @@ class Shapes:
         others = shapes.SIZES[1:]
         size = others[seed // 8 % len(others)] if seed % 8 == 0 else shapes.SIZES[0]
         if self.task == "edit":
-            edit = shapes.sample_edit(seed, size=size, cell=self.cell)
+            edit = shapes.sample_edit(seed, self.only, size, self.cell)
             return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
-        sample = shapes.sample_prompt(seed, size=size, cell=self.cell)
+        sample = shapes.sample_prompt(seed, self.only, size, self.cell)
         return Sample(sample.prompt, shapes.render(sample.scene))
 
 
