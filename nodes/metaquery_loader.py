@@ -32,7 +32,7 @@ class UniPicMetaQueryLoader(io.ComfyNode):
                     "folder",
                     options=list(metaquery_folders()),
                     tooltip="A model folder with transformer, vae and conditioner, in models/unipic or "
-                    "models/diffusers.",
+                    "models/diffusers. demo/metaquery comes with the pack and knows coloured shapes.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

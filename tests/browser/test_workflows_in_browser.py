@@ -17,6 +17,8 @@ READ_GRAPH = """() => window.app.graph.nodes.map(node => ({
     needed: node.computeSize()[1],
 }))"""
 
+SAVED_PICTURES = "window.app.graph.nodes.filter(node => node.type === 'SaveImage').map(node => node.imgs?.[0])"
+
 
 def open_file(page, name: str) -> dict:
     """Opens a workflow as the menu's Open does, and returns its JSON."""
@@ -43,16 +45,29 @@ def test_opens_without_a_missing_node_or_widget(page, name):
     assert exported == json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
 
 
-def test_run_button_makes_the_demo_picture(page):
-    open_file(page, "demo_text_to_image")
+def run(page, name: str) -> None:
+    """Presses Run and waits for the pictures."""
+    open_file(page, name)
     page.get_by_test_id("queue-button").click()
-    picture = "window.app.graph.nodes.find(node => node.type === 'SaveImage').imgs?.[0]"
-    page.wait_for_function(f"{picture}?.naturalWidth > 0", timeout=120_000)
-    assert page.evaluate(f"[{picture}.naturalWidth, {picture}.naturalHeight]") == [384, 384]
+    page.wait_for_function(f"{SAVED_PICTURES}.every(picture => picture?.naturalWidth > 0)", timeout=120_000)
     if folder := os.environ.get("UNIPIC_SCREENSHOTS"):
         page.keyboard.press(".")  # fits the graph to the window
         page.wait_for_function("window.app.canvas.ds.scale !== 1")
-        page.screenshot(path=Path(folder, "demo_text_to_image.png"))
+        page.screenshot(path=Path(folder, f"{name}.png"))
+
+
+@pytest.mark.parametrize("name", ["demo_text_to_image", "demo_metaquery_text_to_image"])
+def test_run_button_makes_the_demo_picture(page, name):
+    run(page, name)
+    sizes = page.evaluate(f"{SAVED_PICTURES}.map(picture => [picture.naturalWidth, picture.naturalHeight])")
+    assert sizes == [[384, 384]]
+
+
+def test_run_button_shows_the_answers_in_their_nodes(page):
+    run(page, "demo_metaquery_understanding")
+    asked = "window.app.graph.nodes.filter(node => node.type === 'UniPicDescribe')"
+    for number, words in enumerate(["a red circle", '"label": "square"']):
+        page.wait_for_function(f"words => {asked}[{number}].widgets.at(-1).value.includes(words)", arg=words)
 
 
 def test_templates_offer_every_workflow_with_a_thumbnail(page):

@@ -52,9 +52,9 @@ class Sketch(Graph):
         return self.node("LoadImage", image=name)["IMAGE"]
 
 
-def finished(server, sketch: Graph):
-    """Runs a graph that must succeed."""
-    run = server.run(sketch.api())
+def finished(server, graph: Graph | dict):
+    """Runs a graph, drawn or in API form, that must succeed."""
+    run = server.run(graph if isinstance(graph, dict) else graph.api())
     assert not run.error, run.error
     return run
 
