@@ -13,7 +13,7 @@ from grpo_workflows import GRPO_WORKFLOWS
 from metaquery_workflows import METAQUERY_WORKFLOWS
 from unipic1_workflows import UNIPIC1_WORKFLOWS
 from workflow_graph import Graph, Node
-from workflow_parts import KSAMPLER, decode, enlarge, sample, save
+from workflow_parts import KSAMPLER, decode, enlarge, sample, save, save_before_and_after
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
@@ -201,10 +201,7 @@ def demo_edit(graph: Graph) -> None:
     instruction = "add a yellow star"
     conditioning = condition(graph, models, instruction, image1=drawn, image_size=64)
     edited = decode(graph, sample(graph, models["MODEL"], conditioning, steps=20), models)
-    graph.column("Before")
-    save(graph, enlarge(graph, drawn), "demo_edit_before")
-    graph.column("After")
-    save(graph, enlarge(graph, edited), "demo_edit_after")
+    save_before_and_after(graph, drawn, edited, "demo_edit")
 
 
 ALL = [

@@ -1,13 +1,14 @@
 """Workflows of UniPic2-MetaQuery, for build_workflows.py."""
 
 from workflow_graph import Graph, Node, Output
-from workflow_parts import KSAMPLER, decode, enlarge, sample, save
+from workflow_parts import KSAMPLER, decode, enlarge, sample, save, save_before_and_after
 
 METAQUERY = "UniPic2-Metaquery-9B"
 METAQUERY_PAGE = f"https://huggingface.co/Skywork/{METAQUERY}"
 VLM = "qwen_2.5_vl_7b.safetensors"
 VLM_PAGE = "https://huggingface.co/Comfy-Org/Qwen-Image_ComfyUI/tree/main/split_files/text_encoders"
 METAQUERY_DEMO = "demo/metaquery"
+DEMO_PROMPT = "a photo of a red circle and a blue square"
 
 METAQUERY_FILES = f"""### Models
 
@@ -131,7 +132,7 @@ def demo_metaquery_text_to_image(graph: Graph) -> None:
     about = "## Text to image, through a language model: the demo\n\nPress Run."
     models = start_metaquery(graph, about, METAQUERY_DEMO, 300)
     graph.column("Prompt", 440)
-    image = draw_metaquery_demo(graph, models, "a photo of a red circle and a blue square", width=64, height=64)
+    image = draw_metaquery_demo(graph, models, DEMO_PROMPT, width=64, height=64)
     graph.column("Result", 440)
     save(graph, enlarge(graph, image), "demo_metaquery_text_to_image")
 
@@ -144,10 +145,7 @@ def demo_metaquery_edit(graph: Graph) -> None:
     graph.column("2  Edit", 440)
     instruction = "change the color of the star to blue"
     edited = draw_metaquery_demo(graph, models, instruction, image1=drawn, image_size=64)
-    graph.column("Before")
-    save(graph, enlarge(graph, drawn), "demo_metaquery_edit_before")
-    graph.column("After")
-    save(graph, enlarge(graph, edited), "demo_metaquery_edit_after")
+    save_before_and_after(graph, drawn, edited, "demo_metaquery_edit")
 
 
 def demo_metaquery_understanding(graph: Graph) -> None:
@@ -156,7 +154,7 @@ def demo_metaquery_understanding(graph: Graph) -> None:
     )
     models = start_metaquery(graph, about, METAQUERY_DEMO, 320)
     graph.column("Draw", 440)
-    drawn = draw_metaquery_demo(graph, models, "a photo of a red circle and a blue square", width=64, height=64)
+    drawn = draw_metaquery_demo(graph, models, DEMO_PROMPT, width=64, height=64)
     graph.column("Questions", 440)
     ask(graph, models, "describe the image", drawn)
     boxes = ask(graph, models, "locate the square, report the bbox coordinates in JSON format", drawn)
@@ -168,16 +166,13 @@ def demo_metaquery_describe_then_edit(graph: Graph) -> None:
     about = "## Describe, then edit: the demo\n\nPress Run: it draws a picture, says what colour the circle has, and "
     models = start_metaquery(graph, f"{about}gives that colour to the square.", METAQUERY_DEMO, 340)
     graph.column("1  Draw", 440)
-    drawn = draw_metaquery_demo(graph, models, "a photo of a red circle and a blue square", width=64, height=64)
+    drawn = draw_metaquery_demo(graph, models, DEMO_PROMPT, width=64, height=64)
     graph.column("2  Describe", 440)
     answer = ask(graph, models, "what color is the circle?", drawn)
     instruction = join(graph, "change the color of the square to ", answer["text"])
     graph.column("3  Edit", 440)
     edited = draw_metaquery_demo(graph, models, instruction, image1=drawn, image_size=64)
-    graph.column("Before")
-    save(graph, enlarge(graph, drawn), "demo_metaquery_describe_then_edit_before")
-    graph.column("After")
-    save(graph, enlarge(graph, edited), "demo_metaquery_describe_then_edit_after")
+    save_before_and_after(graph, drawn, edited, "demo_metaquery_describe_then_edit")
 
 
 METAQUERY_WORKFLOWS = [

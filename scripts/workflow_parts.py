@@ -37,3 +37,10 @@ def as_drawn(picture: Image.Image) -> Image.Image:
 
 def save(graph: Graph, image: Output, name: str) -> None:
     graph.node("SaveImage", images=image, filename_prefix=name)
+
+
+def save_before_and_after(graph: Graph, before: Output, after: Output, name: str) -> None:
+    """The end of a demo of editing."""
+    for title, image in (("Before", before), ("After", after)):
+        graph.column(title)
+        save(graph, enlarge(graph, image), f"{name}_{title.lower()}")

@@ -43,7 +43,7 @@ def test_what_is_drawn_is_described_and_boxed(comfy_server):
 
 def test_questions_are_answered(comfy_server, sketch, pictures):
     """All in one graph."""
-    samples = list(evaluation_questions(per_kind=5))
+    samples = evaluation_questions(per_kind=5)
     loader = sketch.load_metaquery(folder="demo/metaquery")
     asked = []
     for number, sample in enumerate(samples):
