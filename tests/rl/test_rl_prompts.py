@@ -83,7 +83,11 @@ def test_shape_prompts_are_the_shape_world_s():
 
 @pytest.mark.parametrize(
     "spec, message",
-    [({"kind": "shapes", "task": "paint", "count": 1}, "no task 'paint'"), ({"kind": "lines", "file": "x"}, "file")],
+    [
+        ({"kind": "shapes", "task": "paint", "count": 1}, "no task 'paint'"),
+        ({"kind": "shapes", "task": "edit", "count": 1, "only": "colors"}, "no kind 'colors'; use one of: add, "),
+        ({"kind": "lines", "file": "x"}, "file"),
+    ],
 )
 def test_wrong_sources_are_named(spec, message):
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ from PIL import ImageOps
 
 from ..kinds import open_kind
 from .pictures import picture_size, read_picture
-from .sources import bucket_size
+from .sources import bucket_size, check_shape_task
 
 Shape = tuple[int, int, int]  # width and height in px, number of references
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -103,8 +103,7 @@ class ShapePrompts:
     """The shape world at 64×64 px: `task` is text_to_image or edit, `only` one of its kinds, seeds from `first` on."""
 
     def __init__(self, task: str, count: int, first: int = 0, only: str | None = None):
-        if task not in ("text_to_image", "edit"):
-            raise ValueError(f"the shape world has no task {task!r}; use text_to_image or edit")
+        check_shape_task(task, only)
         self.task, self.seeds, self.only = task, range(first, first + count), only
 
     def __len__(self) -> int:

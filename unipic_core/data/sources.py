@@ -55,6 +55,17 @@ class JsonLines:
         return Sample(row["text"], arrays[0], tuple(arrays[1:]))
 
 
+def check_shape_task(task: str, only: str | None) -> None:
+    """ValueError: the shape world has no such task, or the task no such kind."""
+    from .. import shapes
+
+    kinds = {"text_to_image": shapes.TASKS, "edit": shapes.EDIT_KINDS}
+    if task not in kinds:
+        raise ValueError(f"the shape world has no task {task!r}; use text_to_image or edit")
+    if only not in (None, *kinds[task]):
+        raise ValueError(f"the task {task} has no kind {only!r}; use one of: {', '.join(kinds[task])}")
+
+
 class Shapes:
     """The shape world: `task` is text_to_image or edit, seeds from `first` on, one picture in eight not 64×64.
 
@@ -63,12 +74,9 @@ class Shapes:
     """
 
     def __init__(self, task: str, count: int, first: int = 0, cell: int | None = None, only: str | None = None):
-        from ..shapes import EDIT_KINDS, TASKS
         from ..shapes.world import DIAMETERS
 
-        kinds = EDIT_KINDS if task == "edit" else TASKS
-        if only not in (None, *kinds):
-            raise ValueError(f"the task {task} has no kind {only!r}; use one of: {', '.join(kinds)}")
+        check_shape_task(task, only)
         if cell is not None and cell < DIAMETERS[0]:
             raise ValueError(f"cell is {cell} px, but the smallest object is {DIAMETERS[0]} px across")
         self.task, self.seeds, self.cell, self.only = task, range(first, first + count), cell, only
