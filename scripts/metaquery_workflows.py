@@ -125,7 +125,7 @@ def metaquery_describe_then_edit(graph: Graph) -> None:
 def draw_metaquery_demo(graph: Graph, models: Node, prompt: str | Output, **inputs) -> Output:
     """A picture of the demo, 64 pixels wide."""
     conditioning = condition_metaquery(graph, models, prompt, **inputs)
-    return decode(graph, sample(graph, models["MODEL"], conditioning, steps=20), models)
+    return decode(graph, sample(graph, models["MODEL"], conditioning, steps=20, seed=4), models)
 
 
 def demo_metaquery_text_to_image(graph: Graph) -> None:
