@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from unipic_core.metaquery import MetaQueryConditioner
 from unipic_core.training.config import LoopConfig
@@ -32,7 +33,7 @@ def step(optimizer, model, lr: float = 0.1) -> None:
     optimizer.zero_grad()
 
 
-def test_muon_orthogonalises_the_matrices_on_tokens_alone(model):
+def test_muon_orthogonalises_the_matrices_in_blocks_alone(model):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     step(optimizer_of(model, optimizer="muon"), model)
     moved = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
@@ -66,6 +67,29 @@ def test_state_of_muon_goes_on(model):
     step(again, model)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, after[name]), name
+
+
+def test_muon_orthogonalises_an_autoencoders_kernels_and_keeps_their_layout():
+    """A kernel as torch's own Muon moves the same numbers as a matrix."""
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "latent_channels": 4, "layers_per_block": 1}
+    kinds = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    model = torch.nn.ModuleDict({"vae": AutoencoderKL(**kinds, **sizes)}).to(memory_format=torch.channels_last)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    strides = {name: parameter.stride() for name, parameter in model.named_parameters()}
+    step(optimizer_of(model, optimizer="muon"), model)
+    assert {name: parameter.stride() for name, parameter in model.named_parameters()} == strides
+
+    kernel = "vae.encoder.down_blocks.0.resnets.0.conv1.weight"
+    number = list(before).index(kernel)
+    matrix = torch.nn.Parameter(before[kernel].flatten(1))
+    matrix.grad = torch.randn(before[kernel].shape, generator=torch.Generator().manual_seed(number)).flatten(1)
+    torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    torch.testing.assert_close(dict(model.named_parameters())[kernel].flatten(1), matrix)
+
+    for outer in ("vae.encoder.conv_in.weight", "vae.decoder.conv_out.weight", "vae.quant_conv.weight"):
+        change = dict(model.named_parameters())[outer] - before[outer]
+        torch.testing.assert_close(change.abs(), torch.full_like(change, 0.1), rtol=1e-4, atol=0, msg=outer)
 
 
 def test_muon_needs_blocks():

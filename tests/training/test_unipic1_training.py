@@ -22,7 +22,7 @@ from unipic_core.mar import UniPic1
 from unipic_core.shapes import vocabulary
 from unipic_core.training.config import load_config
 from unipic_core.training.loop import run
-from unipic_core.training.optimizer import ON_TOKENS
+from unipic_core.training.optimizer import IN_BLOCKS
 from unipic_core.training.scratch_unipic1 import build_unipic1
 from unipic_core.training.unipic1 import UniPic1Task, UniPic1Training
 from unipic_core.training.unipic1_parts import PARTS
@@ -321,7 +321,7 @@ def test_loss_falls(settings):
 
 def test_muon_takes_the_matrices_on_tokens(settings):
     task = UniPic1Task(UniPic1Training(**settings))
-    matrices = {name for name, value in task.named_parameters() if value.ndim == 2 and ON_TOKENS.search(name)}
+    matrices = {name for name, value in task.named_parameters() if value.ndim == 2 and IN_BLOCKS.search(name)}
     layers = {re.sub(r"\d+", "*", name.removeprefix("model.").removesuffix(".weight")) for name in matrices}
     of_mar = {f"mar.{coder}_blocks.*.{layer}" for coder in ("encoder", "decoder") for layer in LAYERS_OF_MAR}
     assert {name for name in layers if name.startswith("mar")} == of_mar | {"mar.diffloss.net.res_blocks.*.mlp.*"}

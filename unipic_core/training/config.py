@@ -24,7 +24,7 @@ class LoopConfig:
     eps: float = 1e-8
     weight_decay: float = 0.05
     optimizer: str = (
-        "adamw"  # or "adamw8bit", a quarter of its memory (bitsandbytes), or "muon", for transformer blocks
+        "adamw"  # or "adamw8bit", a quarter of its memory (bitsandbytes), or "muon", for weights inside blocks
     )
     learning_rate_scales: dict[str, float] = field(default_factory=dict)  # start of a parameter's name → factor
     max_grad_norm: float = 1.0

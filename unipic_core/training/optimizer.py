@@ -1,15 +1,18 @@
 """The optimisers that a run can choose from."""
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from .config import LoopConfig
 
-ON_TOKENS = re.compile(
+IN_BLOCKS = re.compile(
     r"\btransformer_blocks\.\d+\.(attn|ff)"  # of diffusers' transformers, of UniPic 1, of Qwen2.5-VL and of MetaQuery
     r"|\b(mar|visual)\..*blocks\.\d+\.(attn|mlp)"
     r"|\b(llm|siglip2|language_model|connector)\..*layers\.\d+\.(self_attn|mlp)"
+    r"|\bvae\..*_blocks?\b"
 )
 
 
@@ -41,35 +44,36 @@ def by_scale(parameters: dict[str, torch.nn.Parameter], scales: dict[str, float]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices that act on a transformer's tokens, AdamW for the rest.
+    """Muon (Jordan et al. 2024) for matrices in transformer blocks and kernels in autoencoders' blocks, AdamW for the rest.
 
-    One learning rate serves both: Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2).
+    A kernel counts as the matrix that it is to a patch of the picture. One learning rate serves both: Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2).
     """
 
     def __init__(self, trained: dict[str, torch.nn.Parameter], scales: dict[str, float], settings: dict):
         if not hasattr(torch.optim, "Muon"):
             raise ImportError(f"optimizer muon needs PyTorch 2.9 or newer, this is {torch.__version__}; use adamw")
-        matrices = {name: p for name, p in trained.items() if p.ndim == 2 and ON_TOKENS.search(name)}
-        if not matrices:
-            raise ValueError("optimizer muon needs weights of transformer blocks to train; use adamw")
-        others = {name: p for name, p in trained.items() if name not in matrices}
-        self.parts = [
-            torch.optim.Muon(
-                by_scale(matrices, scales),
+        inner = {name: p for name, p in trained.items() if p.ndim in (2, 4) and IN_BLOCKS.search(name)}
+        if not inner:
+            raise ValueError("optimizer muon needs weights of transformer or autoencoder blocks to train; use adamw")
+        others = {name: p for name, p in trained.items() if name not in inner}
+        self.kernels = [p for p in inner.values() if p.ndim == 4]
+        with as_matrices(self.kernels):
+            muon = torch.optim.Muon(
+                by_scale(inner, scales),
                 lr=settings["lr"],
                 weight_decay=settings["weight_decay"],
                 adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(by_scale(others, scales), **settings),
-        ]
+            )
+        self.parts = [muon, torch.optim.AdamW(by_scale(others, scales), **settings)]
 
     @property
     def param_groups(self) -> list[dict]:
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: None = None) -> None:
-        for part in self.parts:
-            part.step()
+        with as_matrices(self.kernels):
+            for part in self.parts:
+                part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:
@@ -81,3 +85,20 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+
+
+@contextmanager
+def as_matrices(kernels: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Within, kernels [out, in, h, w] and their gradients are matrices [out, in·h·w], as torch's Muon wants them."""
+    before = [(kernel, kernel.data, kernel.grad) for kernel in kernels]
+    for kernel, data, gradient in before:
+        kernel.grad = None
+        kernel.data = data.flatten(1).clone()
+        kernel.grad = None if gradient is None else gradient.flatten(1)
+    try:
+        yield
+    finally:
+        for kernel, data, gradient in before:
+            kernel.grad = None
+            kernel.data = data.copy_(kernel.data.view(data.shape))
+            kernel.grad = gradient
