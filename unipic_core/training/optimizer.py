@@ -44,9 +44,10 @@ def by_scale(parameters: dict[str, torch.nn.Parameter], scales: dict[str, float]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices in transformer blocks and kernels in autoencoders' blocks, AdamW for the rest.
+    """Muon (Jordan et al. 2024) for matrices in transformer blocks and kernels in autoencoders' blocks, AdamW for others.
 
-    A kernel counts as the matrix that it is to a patch of the picture. One learning rate serves both: Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2).
+    A kernel is the matrix that it is to a patch of its input. One learning rate serves both optimisers: Muon's updates
+    are scaled to the size of AdamW's (Liu et al. 2025, section 2.2).
     """
 
     def __init__(self, trained: dict[str, torch.nn.Parameter], scales: dict[str, float], settings: dict):
