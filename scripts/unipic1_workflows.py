@@ -24,9 +24,9 @@ UNIPIC1_DEMO_FILES = """### Model
 
 **demo/unipic1** comes with this pack: nothing to download, and a CPU is enough.
 
-It is a tiny model of a world of coloured shapes, 64 pixels wide. It draws and edits circles, squares, triangles, crosses
-and stars, and answers questions about them: *how many stars are there?*, *what color is the circle?*, *what is left of
-the square?*, *describe the image*."""
+It is a tiny model of a world of coloured shapes, 64 pixels wide. It draws and edits circles, squares, triangles,
+crosses and stars, and answers questions about them: *how many stars are there?*, *what color is the circle?*,
+*what is left of the square?*, *describe the image*."""
 
 MAR_SAMPLER = """### Sampling
 

@@ -44,7 +44,7 @@ def by_scale(parameters: dict[str, torch.nn.Parameter], scales: dict[str, float]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices in transformer blocks and kernels in autoencoders' blocks, AdamW for others.
+    """Muon (Jordan et al. 2024) for matrices in transformer blocks and kernels in autoencoders' blocks, else AdamW.
 
     A kernel is the matrix that it is to a patch of its input. One learning rate serves both optimisers: Muon's updates
     are scaled to the size of AdamW's (Liu et al. 2025, section 2.2).
