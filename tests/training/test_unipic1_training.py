@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 from PIL import Image
 from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, finish, launch, weights
 
@@ -51,7 +52,14 @@ TRAINED = {
 def folder(tmp_path_factory) -> Path:
     """The demo's model with random weights and fewer layers."""
     recipe = copy.deepcopy(RECIPE)
-    recipe["mar"] |= {"encoder_depth": 1, "decoder_depth": 2, "diffloss_depth": 1, "num_sampling_steps": 3}
+    del recipe["vae_from"]
+    recipe["mar"] |= {
+        "img_size": 64,
+        "encoder_depth": 1,
+        "decoder_depth": 2,
+        "diffloss_depth": 1,
+        "num_sampling_steps": 3,
+    }
     recipe["vae"] |= {"ch_mult": [1, 1, 1, 1, 1]}
     recipe["llm"]["num_hidden_layers"] = 1
     recipe["siglip2"]["num_hidden_layers"] = 1
@@ -370,6 +378,31 @@ def test_the_autoencoder_learns_in_its_folder(vae_config, settings, folder):
     task = UniPic1Task(UniPic1Training(**{**settings, "vae": str(trained)}))
     assert task.model.config.vae_scale == after.config.vae_scale != before.config.vae_scale
     assert torch.equal(task.model.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
+
+
+def test_the_demos_autoencoder_inherits_all_but_its_outermost_level(tmp_path):
+    """With that level taken out again, it does what its donor does."""
+    model = UniPic1.from_pretrained(build_unipic1(RECIPE, tmp_path / "model"))
+    donor = AutoencoderKL.from_pretrained(ROOT / RECIPE["vae_from"])
+    own, vae = copy.deepcopy(donor), model.vae
+    own.encoder.down_blocks = vae.encoder.down_blocks[1:]
+    own.encoder.conv_in, own.encoder.conv_out = vae.encoder.conv_in, vae.encoder.conv_out
+    own.decoder.mid_block = vae.decoder.mid_block
+    own.decoder.up_blocks = vae.decoder.up_blocks[:-1]
+    own.decoder.up_blocks[-1].upsamplers = None
+    pictures = to_tensor([open_source(DATA["edit"][0])[1].target])
+    with torch.no_grad():
+        moments = donor.encode(pictures).latent_dist.parameters
+        assert torch.equal(own.encode(pictures).latent_dist.parameters, moments)
+        latents = moments[:, :16]
+        assert torch.equal(own.decode(latents).sample, donor.decode(latents).sample)
+        assert torch.equal(vae.quant_conv(moments), moments) and torch.equal(vae.post_quant_conv(latents), latents)
+
+
+def test_an_autoencoder_of_another_width_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="vae_from: encoder.conv_in.weight does not fit the autoencoder"):
+        build_unipic1({**RECIPE, "vae": {**RECIPE["vae"], "ch": 8}}, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_decoder_only_keeps_the_latents(vae_config, folder):
