@@ -19,7 +19,7 @@ from matplotlib import pyplot
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from unipic_core.evaluation import shapes as evaluation
-from unipic_core.evaluation.models import drawing_scale, unipic1_answerer, unipic1_generator
+from unipic_core.evaluation.models import unipic1_answerer, unipic1_generator
 from unipic_core.mar import UniPic1
 
 TASKS = {"understanding": "understanding", "text_to_image": "text to image", "edit": "editing"}
@@ -28,11 +28,10 @@ TASKS = {"understanding": "understanding", "text_to_image": "text to image", "ed
 def scores(folder: str, per_group: int, iterations: int, cfg: float) -> dict[str, dict]:
     model = UniPic1.from_pretrained(folder)
     generate = unipic1_generator(model, num_iter=iterations, cfg=cfg)
-    scale = drawing_scale(model)
     return {
         "understanding": evaluation.understanding(unipic1_answerer(model), per_group),
-        "text_to_image": evaluation.text_to_image(generate, per_group, scale=scale),
-        "edit": evaluation.edit(generate, per_group, scale=scale),
+        "text_to_image": evaluation.text_to_image(generate, per_group),
+        "edit": evaluation.edit(generate, per_group),
     }
 
 

@@ -317,8 +317,7 @@ def approximate(model: UniPic1, prompt: str, rounds: int, device: str, per_task:
             return {}
         from unipic_core.evaluation import models, shapes
 
-        generate = models.unipic1_generator(model, **(exact | options))
-        result = shapes.text_to_image(generate, per_task, scale=models.drawing_scale(model))
+        result = shapes.text_to_image(models.unipic1_generator(model, **(exact | options)), per_task)
         return {name: result[name] for name in ("overall", "interval95")}
 
     exacts = [picture(seed, {}) for seed in range(2)]

@@ -6,7 +6,6 @@ from workflow_parts import enlarge, save, save_before_and_after
 UNIPIC1 = "Skywork-UniPic-1.5B"
 UNIPIC1_PAGE = f"https://huggingface.co/Skywork/{UNIPIC1}"
 UNIPIC1_DEMO = "demo/unipic1"
-UNIPIC1_DEMO_SCALE = 3
 
 UNIPIC1_FILES = f"""### Model
 
@@ -25,7 +24,7 @@ UNIPIC1_DEMO_FILES = """### Model
 
 **demo/unipic1** comes with this pack: nothing to download, and a CPU is enough.
 
-It is a tiny model of a world of coloured shapes, 128 pixels wide. It draws and edits circles, squares, triangles,
+It is a tiny model of a world of coloured shapes, 64 pixels wide. It draws and edits circles, squares, triangles,
 crosses and stars, and answers questions about them: *how many stars are there?*, *what color is the circle?*,
 *what is left of the square?*, *describe the image*."""
 
@@ -87,8 +86,8 @@ def unipic1_understanding(graph: Graph) -> None:
 
 
 def draw_unipic1_demo(graph: Graph, model: Output, prompt: str, **inputs) -> Output:
-    """A picture of the demo, 128 pixels wide."""
-    return draw(graph, model, prompt, width=128, height=128, image_size=128, **inputs)
+    """A picture of the demo, 64 pixels wide."""
+    return draw(graph, model, prompt, width=64, height=64, image_size=64, iterations=16, **inputs)
 
 
 def demo_unipic1_text_to_image(graph: Graph) -> None:
@@ -96,7 +95,7 @@ def demo_unipic1_text_to_image(graph: Graph) -> None:
     graph.column("Prompt and sampling", 440)
     image = draw_unipic1_demo(graph, model, "a photo of a green star")
     graph.column("Result", 440)
-    save(graph, enlarge(graph, image, UNIPIC1_DEMO_SCALE), "demo_unipic1_text_to_image")
+    save(graph, enlarge(graph, image), "demo_unipic1_text_to_image")
 
 
 def demo_unipic1_edit(graph: Graph) -> None:
@@ -106,7 +105,7 @@ def demo_unipic1_edit(graph: Graph) -> None:
     drawn = draw_unipic1_demo(graph, model, "a photo of a red circle")
     graph.column("2  Edit", 440)
     edited = draw_unipic1_demo(graph, model, "change the color of the circle to blue", image=drawn)
-    save_before_and_after(graph, drawn, edited, "demo_unipic1_edit", UNIPIC1_DEMO_SCALE)
+    save_before_and_after(graph, drawn, edited, "demo_unipic1_edit")
 
 
 def demo_unipic1_understanding(graph: Graph) -> None:
@@ -118,7 +117,7 @@ def demo_unipic1_understanding(graph: Graph) -> None:
     ask_unipic1(graph, model, "describe the image", drawn)
     ask_unipic1(graph, model, "what color is the square?", drawn)
     graph.column("Picture", 440)
-    save(graph, enlarge(graph, drawn, UNIPIC1_DEMO_SCALE), "demo_unipic1_understanding")
+    save(graph, enlarge(graph, drawn), "demo_unipic1_understanding")
 
 
 UNIPIC1_WORKFLOWS = [

@@ -25,22 +25,22 @@ def decode(graph: Graph, latent: Output, models: Node | dict) -> Output:
     return graph.node("VAEDecode", samples=latent, vae=models["VAE"])["IMAGE"]
 
 
-def enlarge(graph: Graph, image: Output, times: int = DEMO_SCALE) -> Output:
-    inputs = {"image": image, "upscale_method": "nearest-exact", "scale_by": times}
+def enlarge(graph: Graph, image: Output) -> Output:
+    inputs = {"image": image, "upscale_method": "nearest-exact", "scale_by": DEMO_SCALE}
     return graph.node("ImageScaleBy", "Enlarge to look at", **inputs)["IMAGE"]
 
 
-def as_drawn(picture: Image.Image, times: int = DEMO_SCALE) -> Image.Image:
+def as_drawn(picture: Image.Image) -> Image.Image:
     """A picture of a demo workflow as it was before `enlarge`: detectors judge what the model drew."""
-    return picture.reduce(times)
+    return picture.reduce(DEMO_SCALE)
 
 
 def save(graph: Graph, image: Output, name: str) -> None:
     graph.node("SaveImage", images=image, filename_prefix=name)
 
 
-def save_before_and_after(graph: Graph, before: Output, after: Output, name: str, times: int = DEMO_SCALE) -> None:
+def save_before_and_after(graph: Graph, before: Output, after: Output, name: str) -> None:
     """The end of a demo of editing."""
     for title, image in (("Before", before), ("After", after)):
         graph.column(title)
-        save(graph, enlarge(graph, image, times), f"{name}_{title.lower()}")
+        save(graph, enlarge(graph, image), f"{name}_{title.lower()}")

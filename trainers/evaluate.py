@@ -11,7 +11,6 @@ from pathlib import Path
 from unipic_core.evaluation import shapes as evaluation
 from unipic_core.evaluation.models import (
     answerer,
-    drawing_scale,
     kontext_generator,
     metaquery_generator,
     rebuilder,
@@ -63,14 +62,13 @@ def evaluate_qwen(args: argparse.Namespace) -> dict:
 def evaluate_unipic1(args: argparse.Namespace) -> dict:
     model = UniPic1.from_pretrained(args.model)
     generate = unipic1_generator(model, num_iter=args.steps, cfg=args.cfg)
-    scale = drawing_scale(model)
     return {
         "steps": args.steps,
         "cfg": args.cfg,
-        "text_to_image": evaluation.text_to_image(generate, args.per_group, scale=scale),
-        "edit": evaluation.edit(generate, args.per_group, scale=scale),
+        "text_to_image": evaluation.text_to_image(generate, args.per_group),
+        "edit": evaluation.edit(generate, args.per_group),
         "understanding": evaluation.understanding(unipic1_answerer(model), args.per_group),
-        "reconstruction": evaluation.reconstruction(rebuilder(model.vae), args.per_group, scale=scale),
+        "reconstruction": evaluation.reconstruction(rebuilder(model.vae), args.per_group),
     }
 
 

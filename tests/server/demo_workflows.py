@@ -1,7 +1,4 @@
-"""The committed demo workflows run with prompts and pictures whose right results are known.
-
-A demo's pictures are `scale` times as large as the shape world's, and shown at the same size.
-"""
+"""The committed demo workflows run with prompts and pictures whose right results are known."""
 
 import json
 from pathlib import Path
@@ -9,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 from sketch import Sketch, finished
 from workflow_graph import Node, Output
-from workflow_parts import DEMO_SCALE, as_drawn
+from workflow_parts import as_drawn
 
 from unipic_core.shapes import (
     detect,
@@ -33,33 +30,33 @@ def nodes(graph: dict, kind: str) -> list[dict]:
     return [node for node in graph.values() if node["class_type"] == kind]
 
 
-def only_picture(server, graph: dict, scale: int = 1) -> Image.Image:
-    return as_drawn(server.images(finished(server, graph))[-1], DEMO_SCALE // scale)
+def only_picture(server, graph: dict) -> Image.Image:
+    return as_drawn(server.images(finished(server, graph))[-1])
 
 
-def share_drawn_right(server, name: str, prompted: str, scale: int = 1) -> float:
+def share_drawn_right(server, name: str, prompted: str) -> float:
     """Of a text-to-image workflow whose prompt stands in its node `prompted`."""
     correct = []
     for sample in evaluation_prompts(per_task=3):
         graph = workflow(name)
         (node,) = nodes(graph, prompted)
         node["inputs"]["prompt"] = sample.prompt
-        correct.append(score_prompt(detect(only_picture(server, graph, scale), scale), sample.metadata)["correct"])
+        correct.append(score_prompt(detect(only_picture(server, graph)), sample.metadata)["correct"])
     return sum(correct) / len(correct)
 
 
-def edit_score(server, name: str, prompted: str, image: str, pictures: Path, scale: int = 1) -> float:
+def edit_score(server, name: str, prompted: str, image: str, pictures: Path) -> float:
     """Of the second half of an edit workflow; `image`: the input of its second node `prompted` that is the picture."""
     scores = []
     for number, sample in enumerate(evaluation_edits(per_kind=2)):
-        Image.fromarray(render(sample.source, scale)).save(pictures / f"edit{number}.png")
+        Image.fromarray(render(sample.source)).save(pictures / f"edit{number}.png")
         graph = workflow(name)
         graph["load"] = {"class_type": "LoadImage", "inputs": {"image": f"edit{number}.png"}}
         _, edit = nodes(graph, prompted)
         edit["inputs"] |= {"prompt": sample.instruction, image: ["load", 0]}
         before, _ = nodes(graph, "SaveImage")
         graph = {key: node for key, node in graph.items() if node is not before}
-        scores.append(score_edit(only_picture(server, graph, scale), sample.metadata)["score"])
+        scores.append(score_edit(only_picture(server, graph), sample.metadata)["score"])
     return sum(scores) / len(scores)
 
 
@@ -77,6 +74,6 @@ def answers_right(server, sketch: Sketch, model: Node | Output, pictures: Path) 
     return sum(scores) / len(scores)
 
 
-def objects(picture: Image.Image, scale: int = 1) -> list[tuple[str, str]]:
+def objects(picture: Image.Image) -> list[tuple[str, str]]:
     """Class and colour of what is in a picture of a demo workflow."""
-    return sorted((found.label, found.color) for found in detect(as_drawn(picture, DEMO_SCALE // scale), scale))
+    return sorted((found.label, found.color) for found in detect(as_drawn(picture)))

@@ -5,26 +5,25 @@ from demo_workflows import answers_right, edit_score, objects, share_drawn_right
 from sketch import finished
 
 pytestmark = pytest.mark.server
-SCALE = 2
 
 
 def test_text_to_image_draws_what_the_prompt_says(comfy_server):
-    assert share_drawn_right(comfy_server, "demo_unipic1_text_to_image", "UniPicMARSampler", SCALE) >= 0.5
+    assert share_drawn_right(comfy_server, "demo_unipic1_text_to_image", "UniPicMARSampler") >= 0.5
 
 
 def test_edit_changes_what_the_instruction_says(comfy_server, pictures):
-    assert edit_score(comfy_server, "demo_unipic1_edit", "UniPicMARSampler", "image", pictures, SCALE) >= 0.3
+    assert edit_score(comfy_server, "demo_unipic1_edit", "UniPicMARSampler", "image", pictures) >= 0.3
 
 
 def test_the_workflows_own_pictures_and_answers_are_right(comfy_server):
     (drawn,) = comfy_server.images(finished(comfy_server, workflow("demo_unipic1_text_to_image")))
-    assert objects(drawn, SCALE) == [("star", "green")]
+    assert objects(drawn) == [("star", "green")]
     before, after = comfy_server.images(finished(comfy_server, workflow("demo_unipic1_edit")))
-    assert objects(before, SCALE) == [("circle", "red")]
-    assert objects(after, SCALE) == [("circle", "blue")]
+    assert objects(before) == [("circle", "red")]
+    assert objects(after) == [("circle", "blue")]
     run = finished(comfy_server, workflow("demo_unipic1_understanding"))
     (drawn,) = comfy_server.images(run)
-    assert objects(drawn, SCALE) == [("circle", "red"), ("square", "blue")]
+    assert objects(drawn) == [("circle", "red"), ("square", "blue")]
     color, description = sorted((output["text"][0] for output in run.outputs.values() if "text" in output), key=len)
     assert color == "blue"
     assert "red circle" in description and "blue square" in description

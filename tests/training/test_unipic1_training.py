@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -27,11 +28,12 @@ from unipic_core.training.optimizer import IN_BLOCKS
 from unipic_core.training.scratch_unipic1 import build_unipic1
 from unipic_core.training.unipic1 import UniPic1Task, UniPic1Training
 from unipic_core.training.unipic1_parts import PARTS
-from unipic_core.training.unipic1_vae import UniPic1VaeTask
+from unipic_core.training.unipic1_vae import InheritingVaeTask, UniPic1VaeTask
 from unipic_core.training.vae import VaeConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "demo/recipes"
+DONOR = ROOT / "demo/kontext/vae"
 RECIPE = json.loads((RECIPES / "unipic1.json").read_text())
 DATA = {
     "text_to_image": [{"kind": "shapes", "task": "text_to_image", "count": 16}],
@@ -41,6 +43,7 @@ DATA = {
 LAYERS_OF_MAR = ("attn.qkv", "attn.proj", "mlp.fc*")
 TRAINED = {
     "language": {"llm", "siglip2", "siglip2_proj"},
+    "language2": {"llm", "siglip2", "siglip2_proj"},
     "stage1": {"mar"},
     "stage2": {"proj_in", "proj_out", "siglip2_proj"},
     "stage3": set(PARTS),
@@ -52,14 +55,7 @@ TRAINED = {
 def folder(tmp_path_factory) -> Path:
     """The demo's model with random weights and fewer layers."""
     recipe = copy.deepcopy(RECIPE)
-    del recipe["vae_from"]
-    recipe["mar"] |= {
-        "img_size": 64,
-        "encoder_depth": 1,
-        "decoder_depth": 2,
-        "diffloss_depth": 1,
-        "num_sampling_steps": 3,
-    }
+    recipe["mar"] |= {"encoder_depth": 1, "decoder_depth": 2, "diffloss_depth": 1, "num_sampling_steps": 3}
     recipe["vae"] |= {"ch_mult": [1, 1, 1, 1, 1]}
     recipe["llm"]["num_hidden_layers"] = 1
     recipe["siglip2"]["num_hidden_layers"] = 1
@@ -141,6 +137,7 @@ def test_each_stage_moves_what_it_says(stages):
 def test_stages_report_their_losses(stages):
     tasks = {
         "language": {"questions"},
+        "language2": {"questions"},
         "stage1": {"text_to_image"},
         "stage2": {"text_to_image", "questions"},
         "stage3": {"text_to_image", "edit", "questions"},
@@ -380,29 +377,61 @@ def test_the_autoencoder_learns_in_its_folder(vae_config, settings, folder):
     assert torch.equal(task.model.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
 
 
-def test_the_demos_autoencoder_inherits_all_but_its_outermost_level(tmp_path):
-    """With that level taken out again, it does what its donor does."""
-    model = UniPic1.from_pretrained(build_unipic1(RECIPE, tmp_path / "model"))
-    donor = AutoencoderKL.from_pretrained(ROOT / RECIPE["vae_from"])
-    own, vae = copy.deepcopy(donor), model.vae
-    own.encoder.down_blocks = vae.encoder.down_blocks[1:]
-    own.encoder.conv_in, own.encoder.conv_out = vae.encoder.conv_in, vae.encoder.conv_out
-    own.decoder.mid_block = vae.decoder.mid_block
-    own.decoder.up_blocks = vae.decoder.up_blocks[:-1]
-    own.decoder.up_blocks[-1].upsamplers = None
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory) -> Path:
+    return build_unipic1(RECIPE, tmp_path_factory.mktemp("demo") / "scratch")
+
+
+@pytest.fixture
+def inheriting(vae_config, demo_folder) -> VaeConfig:
+    return VaeConfig(**{**vars(vae_config), "model": str(demo_folder), "donor": str(DONOR), "crop": 0, "noise": 0.2})
+
+
+def test_an_autoencoder_inherits_its_donors_levels(inheriting):
+    """With the innermost level taken out again, it does what its donor does."""
+    vae, donor = InheritingVaeTask(inheriting).vae, AutoencoderKL.from_pretrained(DONOR)
+    joined = copy.deepcopy(donor)
+    joined.encoder.conv_in, joined.encoder.down_blocks = vae.encoder.conv_in, vae.encoder.down_blocks[:-1]
+    joined.encoder.down_blocks[-1].downsamplers = None
+    first = donor.decoder.up_blocks[0].resnets[0]
+    joined.decoder.up_blocks = vae.decoder.up_blocks[1:]
+    joined.decoder.up_blocks[0].resnets[0] = first
+    joined.decoder.conv_norm_out, joined.decoder.conv_out = vae.decoder.conv_norm_out, vae.decoder.conv_out
     pictures = to_tensor([open_source(DATA["edit"][0])[1].target])
     with torch.no_grad():
-        moments = donor.encode(pictures).latent_dist.parameters
-        assert torch.equal(own.encode(pictures).latent_dist.parameters, moments)
-        latents = moments[:, :16]
-        assert torch.equal(own.decode(latents).sample, donor.decode(latents).sample)
-        assert torch.equal(vae.quant_conv(moments), moments) and torch.equal(vae.post_quant_conv(latents), latents)
+        latents = donor.encode(pictures).latent_dist.mode()
+        assert torch.equal(joined.encode(pictures).latent_dist.mode(), latents)
+        assert torch.equal(joined.decode(latents).sample, donor.decode(latents).sample)
 
 
-def test_an_autoencoder_of_another_width_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="vae_from: encoder.conv_in.weight does not fit the autoencoder"):
-        build_unipic1({**RECIPE, "vae": {**RECIPE["vae"], "ch": 8}}, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+def test_an_autoencoder_learns_its_donors_latents(inheriting):
+    """The principal components hold what the donor needs to draw, and encoder and decoder come closer to them."""
+    task = InheritingVaeTask(inheriting)
+    donor = AutoencoderKL.from_pretrained(DONOR)
+    pictures = to_tensor(task.pictures(np.random.default_rng(1), 16))
+    with torch.no_grad():
+        folded = task.fold(pictures)
+        latents = torch.einsum("kc,bchw->bkhw", task.components, folded - task.center)
+        assert latents.square().mean().item() == pytest.approx(1, abs=0.2)
+        back = torch.einsum("kc,bkhw->bchw", torch.linalg.pinv(task.components).T, latents) + task.center
+        drawn, again = (donor.decode(F.pixel_shuffle(cells, 2)).sample for cells in (folded, back))
+        assert (again - drawn).square().mean() < 0.05 * drawn.var()
+    lines = lines_of(run(task, inheriting))
+    for name in ("latents", "mse"):
+        assert lines[-1][name] < 0.9 * lines[0][name]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"ch": 8}, "donor: its encoder.conv_in.weight does not fit"),
+        ({"ch_mult": [1, 2, 4, 4]}, "donor: its decoder.up"),
+    ],
+)
+def test_a_donor_that_does_not_fit_is_refused(inheriting, tmp_path, change, message):
+    other = build_unipic1({**RECIPE, "vae": {**RECIPE["vae"], **change}}, tmp_path / "other")
+    with pytest.raises(ValueError, match=message):
+        InheritingVaeTask(VaeConfig(**{**vars(inheriting), "model": str(other)}))
 
 
 def test_decoder_only_keeps_the_latents(vae_config, folder):

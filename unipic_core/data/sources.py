@@ -71,19 +71,15 @@ class Shapes:
 
     `only`: one of the task's kinds, of `shapes.TASKS` or `shapes.EDIT_KINDS` (None: any).
     `cell`: objects that are not given stay within cells of so many px (see `shapes.sample_prompt`, `sample_edit`).
-    `scale`: pictures are so many times as large.
     """
 
-    def __init__(
-        self, task: str, count: int, first: int = 0, cell: int | None = None, only: str | None = None, scale: int = 1
-    ):
+    def __init__(self, task: str, count: int, first: int = 0, cell: int | None = None, only: str | None = None):
         from ..shapes.world import DIAMETERS
 
         check_shape_task(task, only)
         if cell is not None and cell < DIAMETERS[0]:
             raise ValueError(f"cell is {cell} px, but the smallest object is {DIAMETERS[0]} px across")
         self.task, self.seeds, self.cell, self.only = task, range(first, first + count), cell, only
-        self.scale = scale
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -96,14 +92,9 @@ class Shapes:
         size = others[seed // 8 % len(others)] if seed % 8 == 0 else shapes.SIZES[0]
         if self.task == "edit":
             edit = shapes.sample_edit(seed, self.only, size, self.cell)
-            return Sample(edit.instruction, self.draw(edit.target), (self.draw(edit.source),))
+            return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
         sample = shapes.sample_prompt(seed, self.only, size, self.cell)
-        return Sample(sample.prompt, self.draw(sample.scene))
-
-    def draw(self, scene) -> np.ndarray:
-        from .. import shapes
-
-        return shapes.render(scene, self.scale)
+        return Sample(sample.prompt, shapes.render(sample.scene))
 
 
 SOURCES = {"jsonl": JsonLines, "shapes": Shapes}

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import shapes
 from ..data.pictures import to_pictures, to_tensor
 from ..kontext import KontextPipeline
 from ..mar import UniPic1
@@ -69,11 +68,6 @@ def unipic1_generator(model: UniPic1, **settings) -> Generate:
         return to_pictures(pictures)
 
     return draw
-
-
-def drawing_scale(model: UniPic1) -> int:
-    """How many times as large as the shape world's the pictures of the learned grid are."""
-    return max(1, model.config.mar.img_size // shapes.SIZES[0][0])
 
 
 def unipic1_answerer(model: UniPic1, max_new_tokens: int = 64) -> Answer:

@@ -1,11 +1,9 @@
 """A fresh, randomly initialised UniPic 1 folder from a small recipe, for training from scratch."""
 
-import re
 import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 from transformers import AutoTokenizer, Qwen2Config, SiglipVisionConfig
 
@@ -17,8 +15,7 @@ def build_unipic1(recipe: dict, out: str | Path) -> Path:
     """Write a UniPic 1 folder with random weights, in the product's own layout.
 
     recipe: `seed`; `texts`, what the tokenizer has whole words for; `mar`, `vae`, `llm` and `siglip2`, the fields of
-        MarConfig, VaeConfig, Qwen2Config and SiglipVisionConfig (see demo/recipes/unipic1.json); `vae_from`, if given,
-        the folder of a trained autoencoder (see `inherit_levels`).
+        MarConfig, VaeConfig, Qwen2Config and SiglipVisionConfig (see demo/recipes/unipic1.json).
     Raises FileExistsError if `out` exists; nothing is left behind when a part fails.
     """
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
@@ -34,8 +31,6 @@ def build_unipic1(recipe: dict, out: str | Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = UniPic1(config, llm, SiglipVisionConfig(**recipe["siglip2"]), tokenizer)
         initialize(model)
-        if "vae_from" in recipe:
-            inherit_levels(model.vae, AutoencoderKL.from_pretrained(recipe["vae_from"]))
         model.save_pretrained(out)
     return Path(out)
 
@@ -53,21 +48,3 @@ def initialize(model: UniPic1) -> None:
     nn.init.normal_(model.llm.model.embed_tokens.weight)
     # An almost noiseless posterior: noise of the latents' own size would teach the decoder to ignore them.
     model.vae.quant_conv.bias[model.config.vae.z_channels :] = -6.0
-
-
-@torch.no_grad()
-def inherit_levels(vae: AutoencoderKL, donor: AutoencoderKL) -> None:
-    """Take over all levels of a trained autoencoder that has one level less: the outermost, at full size, stays new.
-
-    The latents of a picture are then soon those that the donor has of the picture at half its size. ValueError: the
-    levels of the two differ in width or depth.
-    """
-    own = vae.state_dict()
-    for name, value in donor.state_dict().items():
-        name = re.sub(r"(?<=down_blocks\.)\d+", lambda level: str(int(level[0]) + 1), name)
-        if name not in own or own[name].shape != value.shape:
-            raise ValueError(f"vae_from: {name} does not fit the autoencoder that the recipe describes")
-        own[name].copy_(value)
-    for pointwise in (vae.quant_conv, vae.post_quant_conv):
-        nn.init.dirac_(pointwise.weight)
-        nn.init.zeros_(pointwise.bias)

@@ -27,6 +27,7 @@ class VaeConfig(LoopConfig):
     noise: float = 1.0  # noise on the latents that the decoder learns from, in deviations of the posterior
     crop: int = 0  # train on random squares of this edge, a multiple of the stride; 0: whole pictures
     posterior_std: float | None = None  # export this deviation of unit-variance latents in place of the learnt one
+    donor: str = ""  # autoencoder of half the stride whose latents a UniPic 1 folder's takes over
     locality: float = 0.0  # weight of the error of the latents when a distant part of the picture is replaced
 
 
