@@ -170,15 +170,16 @@ def test_nft_of_an_average_picture_changes_nothing():
     assert velocity.grad.abs().max() < 1e-8
 
 
-def test_nft_by_hand():
+@pytest.mark.parametrize("weight", [1e-4, 0.2])
+def test_nft_by_hand(weight):
     """One dimension written out: r = 0.75, β = 0.5."""
     v, old, ref, sigma, clean, noisy = 0.3, 0.1, -0.2, 0.5, 1.0, 0.4
     positive, negative = 0.5 * v + 0.5 * old, 1.5 * old - 0.5 * v
     errors = [noisy - sigma * w - clean for w in (positive, negative)]
-    expected = 5 * (0.75 * abs(errors[0]) + 0.25 * abs(errors[1])) / 0.5 + 1e-4 * (v - ref) ** 2
+    expected = 5 * (0.75 * abs(errors[0]) + 0.25 * abs(errors[1])) / 0.5 + weight * (v - ref) ** 2
     ones = torch.ones(1, 1, 1, 1)
     tensors = [value * ones for value in (v, old, ref, noisy, clean)]
-    result = nft_loss(*tensors, torch.tensor([sigma]), torch.tensor([2.5]), beta=0.5)
+    result = nft_loss(*tensors, torch.tensor([sigma]), torch.tensor([2.5]), beta=0.5, reference_weight=weight)
     assert result.item() == pytest.approx(expected, rel=1e-5)
     assert preference(torch.tensor([2.5])).item() == 0.75
     assert [old_decay(step) for step in (0, 100, 900)] == [0, 0.1, 0.5]

@@ -43,7 +43,8 @@ class DiffusionNFT:
             with torch.no_grad(), without_adapter(policy.transformer):
                 reference, _ = unguided(noisy, sigma, condition)
             velocity, _ = unguided(noisy, sigma, condition)
-            loss = nft_loss(velocity, old, reference, noisy, clean, sigma, advantages, self.config.nft_beta)
+            weights = (self.config.nft_beta, self.config.nft_reference_weight)
+            loss = nft_loss(velocity, old, reference, noisy, clean, sigma, advantages, *weights)
             distance = (velocity.detach() - reference).square().mean()
             yield loss, {"policy_loss": loss.detach(), "reference_distance": distance}
 

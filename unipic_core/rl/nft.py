@@ -20,8 +20,9 @@ def nft_loss(
     sigma: torch.Tensor,
     advantages: torch.Tensor,
     beta: float = 1.0,
+    reference_weight: float = REFERENCE_WEIGHT,
 ) -> torch.Tensor:
-    """Scalar 5·[r·L⁺ + (1 − r)·L⁻]/β + 1e-4·‖v − v_ref‖² (per dimension).
+    """Scalar 5·[r·L⁺ + (1 − r)·L⁻]/β + reference_weight·‖v − v_ref‖² (per dimension).
 
     Args:
         velocity, velocity_old, velocity_ref: [B, C, h, w] of the trained, the following and no adapter.
@@ -36,7 +37,7 @@ def nft_loss(
     losses = [_clean_error(v, noisy, clean, sigma) for v in (positive, negative)]
     policy = ADV_CLIP * (r * losses[0] + (1 - r) * losses[1]) / beta
     distance = (velocity - velocity_ref).square().mean(dim=(1, 2, 3))
-    return (policy + REFERENCE_WEIGHT * distance).mean()
+    return (policy + reference_weight * distance).mean()
 
 
 def old_decay(step: int) -> float:
