@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass, field
 
 from ..training.config import LoopConfig
+from .nft import REFERENCE_WEIGHT
 
 SMALL = 8
 
@@ -35,7 +36,7 @@ class GRPOConfig(LoopConfig):
     advantage_clip: float = 5.0
     kl_weight: float = 0.04  # weight of the distance to the model without adapter (grpo)
     nft_beta: float = 1.0
-    nft_reference_weight: float = 1e-4  # weight of the distance to the model without adapter (nft)
+    nft_reference_weight: float = REFERENCE_WEIGHT  # weight of the distance to the model without adapter (nft)
     nft_steps: int = 0  # noise levels of the schedule that a picture is trained at (nft); 0: all but the last
 
     lora_rank: int = 32

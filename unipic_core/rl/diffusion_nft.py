@@ -43,8 +43,9 @@ class DiffusionNFT:
             with torch.no_grad(), without_adapter(policy.transformer):
                 reference, _ = unguided(noisy, sigma, condition)
             velocity, _ = unguided(noisy, sigma, condition)
-            weights = (self.config.nft_beta, self.config.nft_reference_weight)
-            loss = nft_loss(velocity, old, reference, noisy, clean, sigma, advantages, *weights)
+            velocities = (velocity, old, reference)
+            beta, weight = self.config.nft_beta, self.config.nft_reference_weight
+            loss = nft_loss(*velocities, noisy, clean, sigma, advantages, beta, weight)
             distance = (velocity.detach() - reference).square().mean()
             yield loss, {"policy_loss": loss.detach(), "reference_distance": distance}
 

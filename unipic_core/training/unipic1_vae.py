@@ -47,7 +47,8 @@ class InheritingVaeTask(UniPic1VaeTask):
     """Take over the latents of a trained autoencoder of half the stride (`donor`), four neighbours in one.
 
     Of four neighbours' channels the latents are the principal components. The encoder learns to see them, the decoder
-    to draw from them, `noise` times as strong noise added; the donor's levels are where both start.
+    to draw from them, with noise of `noise` times their deviation; the donor's levels are where both start.
+    `kl_weight`, `locality` and `decoder_only` play no part.
     """
 
     def __init__(self, config: VaeConfig):
@@ -55,9 +56,8 @@ class InheritingVaeTask(UniPic1VaeTask):
         # Not a submodule: it is no part of what is trained and exported.
         self.donor = [load_pretrained(AutoencoderKL, Path(config.donor), "cpu").requires_grad_(False)]
         inherit_levels(self.vae, self.donor[0])
-        folded = (
-            torch.cat([self.fold(part) for part in self.many_pictures().split(32)]).permute(0, 2, 3, 1).flatten(0, 2)
-        )
+        folded = torch.cat([self.fold(part) for part in self.many_pictures().split(32)])
+        folded = folded.permute(0, 2, 3, 1).flatten(0, 2)
         _, deviations, directions = torch.linalg.svd(folded - folded.mean(0), full_matrices=False)
         kept = self.vae.config.latent_channels
         scale = deviations[:kept].square().mean().sqrt() / len(folded) ** 0.5
