@@ -24,3 +24,16 @@ def comfy_server(comfyui_path, tmp_path_factory):
     packs = {"unipic": ROOT, "probe": ROOT / "tests" / "server" / "probe"}
     with ComfyServer(comfyui_path, tmp_path_factory.mktemp("comfyui"), packs) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def flop_counter():
+    """Makes a FlopCounterMode that knows attention on CPUs, for which some PyTorch releases have no formula."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def formula(query, key, value, *_, **__):
+        return sdpa_flop_count(query, key, value)
+
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return lambda: FlopCounterMode(display=False, custom_mapping={attention: formula})

@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from torch.utils.flop_counter import FlopCounterMode
 
 from unipic_core.kontext import KontextTransformer
 
@@ -80,11 +79,13 @@ def test_one_reference_serves_the_whole_batch(transformer, inputs, references, r
 
 @pytest.mark.parametrize("model", ["transformer", "dual_to_the_end"])
 @torch.no_grad()
-def test_last_block_spends_nothing_on_references_beyond_keys_and_values(request, model, inputs, references):
+def test_last_block_spends_nothing_on_references_beyond_keys_and_values(
+    request, flop_counter, model, inputs, references
+):
     model = request.getfixturevalue(model)
-    with FlopCounterMode(display=False) as everything:
+    with flop_counter() as everything:
         naive(model, references, **inputs)
-    with FlopCounterMode(display=False) as counted:
+    with flop_counter() as counted:
         model(**inputs, ref_hidden_states=references)
 
     batch, width = 2, model.inner_dim
