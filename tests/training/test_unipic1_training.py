@@ -219,12 +219,20 @@ def test_the_loss_is_the_weighted_sum(settings):
 def test_dropped_prompts_are_unconditional_and_repeat_the_source(settings):
     always, never = (UniPic1Task(UniPic1Training(**settings, prompt_dropout=share)) for share in (1.0, 0.0))
     dropped, kept = always.draw(3, 4), never.draw(3, 4)
-    assert dropped["text_to_image.prompts"] == ["Generate an image."] * 4
-    assert dropped["edit.prompts"] == ["Repeat this image."] * 4
-    assert all(prompt.startswith("Generate an image: a photo of") for prompt in kept["text_to_image.prompts"])
-    target, source = dropped["edit.latents"].unbind(1)
-    assert torch.equal(target, source) and torch.equal(source, kept["edit.latents"][:, 1])
-    assert not torch.equal(*kept["edit.latents"].unbind(1))
+    assert dropped["text_to_image.prompts"] == [["Generate an image."]] * 4
+    assert dropped["edit.prompts"] == [["Repeat this image."]] * 4
+    assert all(prompt.startswith("Generate an image: a photo of") for (prompt,) in kept["text_to_image.prompts"])
+    target, source = dropped["edit.latents"].unbind(2)
+    assert torch.equal(target, source) and torch.equal(source, kept["edit.latents"][:, :, 1])
+    assert not torch.equal(*kept["edit.latents"].unbind(2))
+
+
+def test_several_pictures_to_a_question_are_a_batch_of_pictures(settings):
+    tasks = [UniPic1Task(UniPic1Training(**settings, pictures_per_question=each)) for each in (1, 3)]
+    many, few = tasks[0].draw(3, 6), tasks[1].draw(3, 2)
+    assert len(few["questions.questions"]) == len(few["edit.latents"]) == 2
+    for name in ("text_to_image", "edit"):
+        assert torch.equal(tasks[0].image_loss(many, name), tasks[1].image_loss(few, name))
 
 
 def test_neighbours_are_questions_of_like_length(settings):
@@ -240,7 +248,7 @@ def test_mar_alone_reads_no_prompt(settings):
     task = UniPic1Task(UniPic1Training(**stage_settings(settings, "stage1")))
     wake(task.model.mar.diffloss)
     batch = task.draw(0, 4)
-    other = {**batch, "text_to_image.prompts": ["another"] * 4}
+    other = {**batch, "text_to_image.prompts": [["another"]] * 4}
     joint = UniPic1Task(UniPic1Training(**{**settings, "edit": [], "questions": [], "train": ["mar"]}))
     joint.model.mar.load_state_dict(task.model.mar.state_dict())
     with torch.no_grad():
@@ -255,7 +263,7 @@ def test_mar_alone_reads_no_prompt(settings):
 def test_latents_are_the_pictures_scaled_tokens(settings):
     """The cache holds what `encode` gives, up to its half precision; sources behind the targets."""
     task = UniPic1Task(UniPic1Training(**{**settings, "prompt_dropout": 0.0}))
-    latents = task.draw(0, 4)["edit.latents"]
+    latents = task.draw(0, 4)["edit.latents"].flatten(0, 1)
     grid = latents.shape[-2:]
     tokens = latents[:, 1].flatten(2).transpose(1, 2)
     sources = [open_source(DATA["edit"][0])[index].references[0] for index in range(16)]
@@ -456,6 +464,7 @@ def test_decoder_only_keeps_the_latents(vae_config, folder):
         ({"mar_alone": True}, "mar_alone leaves the language model out; edit and questions need it"),
         ({"loss_weights": {"generation": 1.0}}, "loss_weights has 'generation'; known are: text_to_image, edit, quest"),
         ({"mask_min": 1.0}, "mask_min lies in 0…1"),
+        ({"pictures_per_question": 0}, "pictures_per_question is 0; it must be at least 1"),
         ({"modle": "x"}, "unknown setting 'modle'"),
     ],
 )

@@ -1,7 +1,8 @@
 """Training of UniPic 1: MAR by itself, alignment, joint optimisation and fine-tuning (UniPic, section 3.2).
 
 One task for all four stages, which differ in what trains (`train`), on which data, and with which weights:
-a step's loss is the weighted sum of those of generation, editing and understanding, each over `batch_size` samples.
+a step's loss is the weighted sum of those of generation, editing and understanding, each over `batch_size` samples,
+the first two over `pictures_per_question` times as many.
 """
 
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ class UniPic1Training(LoopConfig):
     prompt_dropout: float = 0.1  # share of the prompts replaced by the unconditional one, for classifier-free guidance
     mask_std: float = MASK_STD  # deviation of the normal distribution around 1 that masking ratios come from,
     mask_min: float = MASK_MIN  # and the lowest ratio
+    pictures_per_question: int = 1  # samples of generation, and of editing, that go with each question of a batch
     copies: int = COPIES  # noisy copies of each token that the diffusion head learns from in a step
     gradient_checkpointing: bool = False
     latents: str = ""  # folder that keeps encoded data between runs; by default the run's own
@@ -56,6 +58,8 @@ class UniPic1Training(LoopConfig):
             raise ValueError(
                 f"mask_min is {self.mask_min} and mask_std {self.mask_std}; mask_min lies in 0…1, mask_std above 0"
             )
+        if self.pictures_per_question < 1:
+            raise ValueError(f"pictures_per_question is {self.pictures_per_question}; it must be at least 1")
         check_parts(self)
 
     @property
@@ -97,18 +101,21 @@ class UniPic1Task(torch.nn.Module):
         return {f"{part}.{name}": value for part, entries in parts.items() for name, value in entries.items()}
 
     def draw_images(self, name: str, rng: np.random.Generator, generator: torch.Generator, batch_size: int) -> dict:
-        sets = self.images[name]
-        latents, texts = sets[rng.integers(len(sets))].draw(rng, batch_size)
+        sets, each = self.images[name], self.config.pictures_per_question
+        pictures = batch_size * each
+        latents, texts = sets[rng.integers(len(sets))].draw(rng, pictures)
         latents *= self.model.config.vae_scale
-        dropped = rng.random(batch_size) < self.config.prompt_dropout
+        dropped = rng.random(pictures) < self.config.prompt_dropout
         if name == "edit":  # "Repeat this image."
             latents[dropped, 0] = latents[dropped, 1]
         template, unconditional = (GENERATE, CFG_GENERATE) if name == "text_to_image" else ("{}", CFG_EDIT)
         prompts = [unconditional if drop else template.format(text) for text, drop in zip(texts, dropped, strict=True)]
         config = self.config
         count, channels = latents[0, 0, 0].numel(), latents.shape[2]
-        draws = draw(batch_size, count, channels, generator, config.copies, config.mask_std, config.mask_min)
-        return {"latents": latents, "prompts": prompts, **draws._asdict()}
+        draws = draw(pictures, count, channels, generator, config.copies, config.mask_std, config.mask_min)
+        tensors = {"latents": latents, **draws._asdict()}
+        rows = {entry: value.unflatten(0, (batch_size, each)) for entry, value in tensors.items()}
+        return {"prompts": [prompts[row : row + each] for row in range(0, pictures, each)], **rows}
 
     def draw_questions(self, rng: np.random.Generator, batch_size: int) -> dict:
         # Neighbours of like length: micro-batches then have little padding.
@@ -135,14 +142,14 @@ class UniPic1Task(torch.nn.Module):
         return total, {**metrics, **{f"loss_{name}": loss for name, loss in losses.items()}}
 
     def image_loss(self, batch: dict, name: str) -> torch.Tensor:
-        latents = batch[f"{name}.latents"]
+        latents = batch[f"{name}.latents"].flatten(0, 1)
         grid = tuple(latents.shape[-2:])
         target, *sources = latents.flatten(3).transpose(2, 3).unbind(1)
         prompts = None
         if not self.config.mar_alone:
             places = len(sources) * (grid[0] * grid[1] + self.model.config.mar.buffer_size)
-            prompts = [self.model.prompts.ids(text, places) for text in batch[f"{name}.prompts"]]
-        draws = Draws(*(batch[f"{name}.{entry}"] for entry in Draws._fields))
+            prompts = [self.model.prompts.ids(text, places) for texts in batch[f"{name}.prompts"] for text in texts]
+        draws = Draws(*(batch[f"{name}.{entry}"].flatten(0, 1) for entry in Draws._fields))
         return image_loss(self.model, prompts, target, grid, draws, *sources)
 
     def question_loss(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
