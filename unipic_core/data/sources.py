@@ -71,15 +71,26 @@ class Shapes:
 
     `only`: one of the task's kinds, of `shapes.TASKS` or `shapes.EDIT_KINDS` (None: any).
     `cell`: objects that are not given stay within cells of so many px (see `shapes.sample_prompt`, `sample_edit`).
+    `tidy`: of text_to_image, in the middle of their cells, in the smallest size, on white.
     """
 
-    def __init__(self, task: str, count: int, first: int = 0, cell: int | None = None, only: str | None = None):
+    def __init__(
+        self,
+        task: str,
+        count: int,
+        first: int = 0,
+        cell: int | None = None,
+        only: str | None = None,
+        tidy: bool = False,
+    ):
         from ..shapes.world import DIAMETERS
 
         check_shape_task(task, only)
         if cell is not None and cell < DIAMETERS[0]:
             raise ValueError(f"cell is {cell} px, but the smallest object is {DIAMETERS[0]} px across")
-        self.task, self.seeds, self.cell, self.only = task, range(first, first + count), cell, only
+        if tidy and (cell is None or task != "text_to_image"):
+            raise ValueError("tidy puts the objects of text_to_image in the middle of cells; it needs `cell`")
+        self.task, self.seeds, self.cell, self.only, self.tidy = task, range(first, first + count), cell, only, tidy
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -93,7 +104,7 @@ class Shapes:
         if self.task == "edit":
             edit = shapes.sample_edit(seed, self.only, size, self.cell)
             return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
-        sample = shapes.sample_prompt(seed, self.only, size, self.cell)
+        sample = shapes.sample_prompt(seed, self.only, size, self.cell, self.tidy)
         return Sample(sample.prompt, shapes.render(sample.scene))
 
 

@@ -64,6 +64,23 @@ def arrange(
     return Scene(size, rng.choice(list(BACKGROUNDS)), tuple(objects))
 
 
+def tidied(scene: Scene, cell: int) -> Scene:
+    """The scene on white, each object in the middle of its cell as far as the margin allows."""
+
+    def middle(corner: float, diameter: int, edge: int) -> float:
+        inside = corner // cell * cell + (cell - diameter) // 2
+        return min(max(inside, MARGIN), edge - MARGIN - diameter) + diameter / 2
+
+    objects = [
+        replace(
+            shape,
+            center=tuple(middle(c, shape.diameter, edge) for c, edge in zip(shape.box[:2], scene.size, strict=True)),
+        )
+        for shape in scene.objects
+    ]
+    return replace(scene, background="white", objects=tuple(objects))
+
+
 def random_scene(rng: Random, size: tuple[int, int], count: int, diameters: Sequence[int] = DIAMETERS) -> Scene:
     """A scene of `count` objects, no two of them alike in class and colour."""
     return arrange(rng, size, rng.sample([(cls, color) for cls in CLASSES for color in PALETTE], count), diameters)

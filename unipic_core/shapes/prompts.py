@@ -12,9 +12,9 @@ from pathlib import Path
 from random import Random
 
 from .language import NUMBERS, plural, with_article
-from .layout import arrange
+from .layout import arrange, tidied
 from .relations import RELATIONS, clearly_related
-from .world import CLASSES, PALETTE, SIZES, Scene
+from .world import CLASSES, DIAMETERS, PALETTE, SIZES, Scene
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
@@ -29,10 +29,15 @@ class PromptSample:
 
 
 def sample_prompt(
-    seed: int, task: str | None = None, size: tuple[int, int] | None = None, cell: int | None = None
+    seed: int,
+    task: str | None = None,
+    size: tuple[int, int] | None = None,
+    cell: int | None = None,
+    tidy: bool = False,
 ) -> PromptSample:
     """The prompt with this number. `task`: one of TASKS (None: any); `size`: (width, height) in px (None: 64x64);
-    `cell`: every object of the scene stays within one cell of a grid of so many px (None: they stand anywhere)."""
+    `cell`: every object of the scene stays within one cell of a grid of so many px (None: they stand anywhere);
+    `tidy`: in the middle of it, in the smallest size, on white."""
     rng = Random(f"prompt {seed} {task}")
     task = task or rng.choice(TASKS)
     a, b = rng.sample(CLASSES, 2)
@@ -66,9 +71,14 @@ def sample_prompt(
             shown = [(a, colors[0]), (b, colors[1])]
             text = " and ".join(f"{with_article(color)} {cls}" for cls, color in shown)
             include = [{"class": cls, "count": 1, "color": color} for cls, color in shown]
-    scene = arrange(rng, size or SIZES[0], shown, cell=cell)
+
+    def arranged() -> Scene:
+        scene = arrange(rng, size or SIZES[0], shown, DIAMETERS[:1] if tidy else DIAMETERS, cell)
+        return tidied(scene, cell) if tidy else scene
+
+    scene = arranged()
     while task == "position" and not clearly_related(scene.objects[0].box, relation, scene.objects[1].box):
-        scene = arrange(rng, size or SIZES[0], shown, cell=cell)
+        scene = arranged()
     prompt = f"a photo of {text}"
     metadata = {"tag": task, "include": include, **({"exclude": exclude} if exclude else {}), "prompt": prompt}
     return PromptSample(prompt, metadata, scene)
