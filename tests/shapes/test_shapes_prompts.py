@@ -71,6 +71,17 @@ def test_objects_stay_within_cells_where_asked(size):
     assert not all(within_one_cell(shape, 16) for shape in anywhere)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_tidy_pictures_fulfil_their_prompts_with_objects_amid_their_cells(size):
+    for seed in range(60):
+        sample = sample_prompt(seed, size=size, cell=16, tidy=True)
+        assert sample.scene.background == "white" and verdict(sample.scene, sample.metadata)["correct"]
+        for shape in sample.scene.objects:
+            assert shape.diameter == 14 and within_one_cell(shape, 16)
+            # A frame's margin of 2 px moves the outermost by one.
+            assert all(abs(center % 16 - 8) <= 1 for center in shape.center)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_missing_object_fails(task):
     for seed in range(40):
