@@ -44,6 +44,18 @@ def test_added_objects_stay_within_cells_where_asked():
         assert score_edit(render(sample.target), sample.metadata)["score"] == 1
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", [None, *(kind for kind in EDIT_KINDS if kind != "style")])
+def test_tidy_edits_have_objects_amid_their_cells_before_and_after(kind, size):
+    for seed in range(30):
+        sample = sample_edit(seed, kind, size, cell=16, tidy=True)
+        assert sample.kind != "style"
+        assert score_edit(render(sample.target), sample.metadata)["score"] == 1
+        assert score_edit(render(sample.source), sample.metadata)["score"] == 0
+        for shape in (*sample.source.objects, *sample.target.objects):
+            assert shape.diameter == 14 and all(abs(center % 16 - 8) <= 1 for center in shape.center)
+
+
 @pytest.mark.parametrize("kind", EDIT_KINDS)
 def test_larger_pictures_score_alike(kind):
     for seed in range(20):

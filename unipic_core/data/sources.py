@@ -71,7 +71,7 @@ class Shapes:
 
     `only`: one of the task's kinds, of `shapes.TASKS` or `shapes.EDIT_KINDS` (None: any).
     `cell`: objects that are not given stay within cells of so many px (see `shapes.sample_prompt`, `sample_edit`).
-    `tidy`: of text_to_image, in the middle of their cells, in the smallest size, on white.
+    `tidy`: all are in the middle of such cells, in the smallest size.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Shapes:
         check_shape_task(task, only)
         if cell is not None and cell < DIAMETERS[0]:
             raise ValueError(f"cell is {cell} px, but the smallest object is {DIAMETERS[0]} px across")
-        if tidy and (cell is None or task != "text_to_image"):
-            raise ValueError("tidy puts the objects of text_to_image in the middle of cells; it needs `cell`")
+        if tidy and cell is None:
+            raise ValueError("tidy puts objects in the middle of cells; it needs `cell`")
         self.task, self.seeds, self.cell, self.only, self.tidy = task, range(first, first + count), cell, only, tidy
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Shapes:
         others = shapes.SIZES[1:]
         size = others[seed // 8 % len(others)] if seed % 8 == 0 else shapes.SIZES[0]
         if self.task == "edit":
-            edit = shapes.sample_edit(seed, self.only, size, self.cell)
+            edit = shapes.sample_edit(seed, self.only, size, self.cell, self.tidy)
             return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
         sample = shapes.sample_prompt(seed, self.only, size, self.cell, self.tidy)
         return Sample(sample.prompt, shapes.render(sample.scene))

@@ -11,13 +11,14 @@ A condition is one of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
 from random import Random
 
 from .language import name, with_article
-from .layout import MARGIN, free_boxes, place, random_scene, swap
+from .layout import MARGIN, free_boxes, place, random_scene, swap, tidied
 from .world import BACKGROUNDS, CLASSES, DIAMETERS, PALETTE, SIZES, Scene, Shape
 
 THIRDS = ("left", "right", "top", "bottom")
@@ -68,9 +69,11 @@ def _unused(scene: Scene, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]
     return [pair for pair in pairs if pair not in _pairs(scene)]
 
 
-def _add(rng: Random, scene: Scene, shape: Shape, cell: int | None = None) -> Step | None:
+def _add(
+    rng: Random, scene: Scene, shape: Shape, cell: int | None = None, diameters: Sequence[int] = DIAMETERS
+) -> Step | None:
     cls, color = rng.choice(_unused(scene, [(cls, color) for cls in CLASSES for color in PALETTE]))
-    new = place(rng, scene.size, cls, color, scene.objects, cell=cell)
+    new = place(rng, scene.size, cls, color, scene.objects, diameters, cell)
     text = f"add {with_article(color)} {cls}"
     return new and Step(text, replace(scene, objects=(*scene.objects, new)), [_is(new)])
 
@@ -154,24 +157,32 @@ def _compose(rng: Random, scene: Scene, steps: dict) -> Step | None:
 
 
 def sample_edit(
-    seed: int, kind: str | None = None, size: tuple[int, int] | None = None, cell: int | None = None
+    seed: int,
+    kind: str | None = None,
+    size: tuple[int, int] | None = None,
+    cell: int | None = None,
+    tidy: bool = False,
 ) -> EditSample:
     """The edit with this number. `kind`: one of EDIT_KINDS (None: any); `size`: (width, height) in px (None: 64x64);
-    `cell`: an added object stays within one cell of a grid of so many px (None: it stands anywhere)."""
+    `cell`: an added object stays within one cell of a grid of so many px (None: it stands anywhere);
+    `tidy`: all objects are in the middle of their cells, in the smallest size, before and after; there is no outline
+    drawing then, which takes larger ones."""
     rng = Random(f"edit {seed} {kind}")
-    kind = kind or rng.choice(EDIT_KINDS)
+    kind = kind or rng.choice([kind for kind in EDIT_KINDS if not tidy or kind != "style"])
     fewest = 2 if kind in ("extract", "compose") else 1
     most = 3 if kind in ("add", "compose") else 4
-    diameters = OUTLINE_DIAMETERS if kind == "style" else DIAMETERS
-    steps = {**_STEPS, "add": partial(_add, cell=cell)}
+    usual = DIAMETERS[:1] if tidy else DIAMETERS
+    diameters = OUTLINE_DIAMETERS if kind == "style" else usual
+    steps = {**_STEPS, "add": partial(_add, cell=cell, diameters=usual)}
     step = None
     while not step:
-        source = random_scene(rng, size or SIZES[0], rng.randint(fewest, most), diameters)
+        source = random_scene(rng, size or SIZES[0], rng.randint(fewest, most), diameters, cell if tidy else None)
+        source = tidied(source, cell) if tidy else source
         if kind == "compose":
             step = _compose(rng, source, steps)
         else:
             step = steps[kind](rng, source, rng.choice(source.objects))
-    target = step.scene
+    target = tidied(step.scene, cell) if tidy else step.scene
     touched = sorted({shape.cls for shape in set(source.objects) ^ set(target.objects)})
     counts = [{"class": cls, "count": sum(shape.cls == cls for shape in target.objects)} for cls in touched]
     metadata = {

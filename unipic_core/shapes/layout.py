@@ -65,25 +65,25 @@ def arrange(
 
 
 def tidied(scene: Scene, cell: int) -> Scene:
-    """The scene on white, each object in the middle of its cell as far as the margin allows."""
+    """The scene with each object in the middle of its cell, as far as the margin allows."""
 
-    def middle(corner: float, diameter: int, edge: int) -> float:
-        inside = corner // cell * cell + (cell - diameter) // 2
-        return min(max(inside, MARGIN), edge - MARGIN - diameter) + diameter / 2
+    def middle(center: float, diameter: int, edge: int) -> float:
+        corner = center // cell * cell + (cell - diameter) // 2
+        return min(max(corner, MARGIN), edge - MARGIN - diameter) + diameter / 2
 
-    objects = [
-        replace(
-            shape,
-            center=tuple(middle(c, shape.diameter, edge) for c, edge in zip(shape.box[:2], scene.size, strict=True)),
-        )
-        for shape in scene.objects
-    ]
-    return replace(scene, background="white", objects=tuple(objects))
+    def moved(shape: Shape) -> Shape:
+        axes = zip(shape.center, scene.size, strict=True)
+        return replace(shape, center=tuple(middle(center, shape.diameter, edge) for center, edge in axes))
+
+    return replace(scene, objects=tuple(map(moved, scene.objects)))
 
 
-def random_scene(rng: Random, size: tuple[int, int], count: int, diameters: Sequence[int] = DIAMETERS) -> Scene:
+def random_scene(
+    rng: Random, size: tuple[int, int], count: int, diameters: Sequence[int] = DIAMETERS, cell: int | None = None
+) -> Scene:
     """A scene of `count` objects, no two of them alike in class and colour."""
-    return arrange(rng, size, rng.sample([(cls, color) for cls in CLASSES for color in PALETTE], count), diameters)
+    kinds = rng.sample([(cls, color) for cls in CLASSES for color in PALETTE], count)
+    return arrange(rng, size, kinds, diameters, cell)
 
 
 def swap(scene: Scene, old: Shape, *new: Shape) -> Scene:

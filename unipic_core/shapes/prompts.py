@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -74,7 +74,7 @@ def sample_prompt(
 
     def arranged() -> Scene:
         scene = arrange(rng, size or SIZES[0], shown, DIAMETERS[:1] if tidy else DIAMETERS, cell)
-        return tidied(scene, cell) if tidy else scene
+        return replace(tidied(scene, cell), background="white") if tidy else scene
 
     scene = arranged()
     while task == "position" and not clearly_related(scene.objects[0].box, relation, scene.objects[1].box):
