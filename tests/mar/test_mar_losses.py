@@ -35,6 +35,16 @@ def test_a_mask_splits_the_tokens():
     assert hidden.shape[1] >= 0.7 * 16
 
 
+def test_the_steps_of_a_tokens_copies_are_spread_evenly():
+    steps = draw(64, 256, 4, seeded(), copies=5).steps
+    in_order = steps.sort(dim=-1).values
+    assert in_order.min() == 0 and in_order.max() == 999
+    assert set((in_order.diff(dim=-1)).unique().tolist()) <= {199, 200, 201}
+    # Any copy by itself has any step with the same probability.
+    for copy in steps.unbind(-1):
+        assert copy.double().mean() == pytest.approx(499.5, abs=10)
+
+
 def reached(model):
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
 
