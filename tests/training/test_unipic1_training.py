@@ -228,11 +228,16 @@ def test_dropped_prompts_are_unconditional_and_repeat_the_source(settings):
 
 
 def test_several_pictures_to_a_question_are_a_batch_of_pictures(settings):
-    tasks = [UniPic1Task(UniPic1Training(**settings, pictures_per_question=each)) for each in (1, 3)]
-    many, few = tasks[0].draw(3, 6), tasks[1].draw(3, 2)
-    assert len(few["questions.questions"]) == len(few["edit.latents"]) == 2
+    one, three, uneven = (
+        UniPic1Task(UniPic1Training(**settings, pictures_per_question=each))
+        for each in ({}, {"text_to_image": 3, "edit": 3}, {"edit": 2})
+    )
+    many, few = one.draw(3, 6), three.draw(3, 2)
     for name in ("text_to_image", "edit"):
-        assert torch.equal(tasks[0].image_loss(many, name), tasks[1].image_loss(few, name))
+        assert torch.equal(one.image_loss(many, name), three.image_loss(few, name))
+    batch = uneven.draw(3, 2)
+    drawn = [len(batch["questions.questions"]), batch["text_to_image.noise"].shape[:2], batch["edit.noise"].shape[:2]]
+    assert drawn == [2, (2, 1), (2, 2)]
 
 
 def test_neighbours_are_questions_of_like_length(settings):
@@ -464,7 +469,8 @@ def test_decoder_only_keeps_the_latents(vae_config, folder):
         ({"mar_alone": True}, "mar_alone leaves the language model out; edit and questions need it"),
         ({"loss_weights": {"generation": 1.0}}, "loss_weights has 'generation'; known are: text_to_image, edit, quest"),
         ({"mask_min": 1.0}, "mask_min lies in 0…1"),
-        ({"pictures_per_question": 0}, "pictures_per_question is 0; it must be at least 1"),
+        ({"pictures_per_question": {"edit": 0}}, "pictures_per_question is {'edit': 0}; each must be at least 1"),
+        ({"pictures_per_question": {"draw": 2}}, "pictures_per_question has 'draw'; known are: text_to_image, edit"),
         ({"modle": "x"}, "unknown setting 'modle'"),
     ],
 )

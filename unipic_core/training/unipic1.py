@@ -2,7 +2,7 @@
 
 One task for all four stages, which differ in what trains (`train`), on which data, and with which weights:
 a step's loss is the weighted sum of those of generation, editing and understanding, each over `batch_size` samples,
-the first two over `pictures_per_question` times as many.
+those of the pictures over `pictures_per_question` times as many.
 """
 
 from dataclasses import dataclass, field, replace
@@ -42,7 +42,8 @@ class UniPic1Training(LoopConfig):
     prompt_dropout: float = 0.1  # share of the prompts replaced by the unconditional one, for classifier-free guidance
     mask_std: float = MASK_STD  # deviation of the normal distribution around 1 that masking ratios come from,
     mask_min: float = MASK_MIN  # and the lowest ratio
-    pictures_per_question: int = 1  # samples of generation, and of editing, that go with each question of a batch
+    # Samples of text_to_image, and of edit, that go with each question of a batch: 1 where nothing is said.
+    pictures_per_question: dict[str, int] = field(default_factory=dict)
     copies: int = COPIES  # noisy copies of each token that the diffusion head learns from in a step
     gradient_checkpointing: bool = False
     latents: str = ""  # folder that keeps encoded data between runs; by default the run's own
@@ -52,14 +53,15 @@ class UniPic1Training(LoopConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if unknown := sorted(set(self.loss_weights) - set(LOSS_WEIGHTS)):
-            raise ValueError(f"loss_weights has {unknown[0]!r}; known are: {', '.join(LOSS_WEIGHTS)}")
+        for setting, known in (("loss_weights", LOSS_WEIGHTS), ("pictures_per_question", REFERENCES)):
+            if unknown := sorted(set(getattr(self, setting)) - set(known)):
+                raise ValueError(f"{setting} has {unknown[0]!r}; known are: {', '.join(known)}")
         if not 0 <= self.mask_min < 1 or self.mask_std <= 0:
             raise ValueError(
                 f"mask_min is {self.mask_min} and mask_std {self.mask_std}; mask_min lies in 0…1, mask_std above 0"
             )
-        if self.pictures_per_question < 1:
-            raise ValueError(f"pictures_per_question is {self.pictures_per_question}; it must be at least 1")
+        if min(self.pictures_per_question.values(), default=1) < 1:
+            raise ValueError(f"pictures_per_question is {self.pictures_per_question}; each must be at least 1")
         check_parts(self)
 
     @property
@@ -101,7 +103,7 @@ class UniPic1Task(torch.nn.Module):
         return {f"{part}.{name}": value for part, entries in parts.items() for name, value in entries.items()}
 
     def draw_images(self, name: str, rng: np.random.Generator, generator: torch.Generator, batch_size: int) -> dict:
-        sets, each = self.images[name], self.config.pictures_per_question
+        sets, each = self.images[name], self.config.pictures_per_question.get(name, 1)
         pictures = batch_size * each
         latents, texts = sets[rng.integers(len(sets))].draw(rng, pictures)
         latents *= self.model.config.vae_scale
