@@ -312,6 +312,19 @@ def test_lower_precision_gives_nearly_the_same_loss(settings):
     torch.testing.assert_close(lower, loss, rtol=0.05, atol=0)
 
 
+def test_compiled_blocks_compute_the_same(settings):
+    """Also for another number of pictures than the one they were compiled for."""
+    plain, compiled = (UniPic1Task(UniPic1Training(**settings, compile=choice)) for choice in (False, True))
+    for task in (plain, compiled):
+        wake(task.model.mar, task.model.proj_out)
+    for size in (4, 3):
+        for task in (plain, compiled):
+            task(task.draw(0, size))[0].backward()
+    for (name, parameter), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        if parameter.grad is not None:
+            torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_splitting_a_batch_does_not_change_the_update(settings, tmp_path):
     """One pass of 4, two passes of 2, and two gloo processes of 2: the same steps up to rounding."""
     settings |= {"steps": 2, "eps": 1e-3, "text_to_image": DATA["text_to_image"]}

@@ -10,21 +10,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data.latents import LatentSet, open_latents
 from ..data.pictures import save_grid, to_pictures
 from ..data.questions import Question, open_questions
 from ..files import replaced_folder
 from ..mar import UniPic1
+from ..mar.head import HeadNetwork
 from ..mar.losses import COPIES, MASK_MIN, MASK_STD, Draws, draw, image_loss, text_loss
 from ..mar.pictures import as_tensor, resize
 from ..mar.prompts import CFG_EDIT, CFG_GENERATE, GENERATE
+from ..mar.vit import Block
 from .config import DTYPES, LoopConfig
 from .understanding import draw_answers
 from .unipic1_parts import PARTS, check_parts, train_parts
 
 LOSS_WEIGHTS = {"text_to_image": 1.0, "edit": 1.0, "questions": 0.01}
 REFERENCES = {"text_to_image": 0, "edit": 1}
+REPEATED = (
+    Block,
+    GradientCheckpointingLayer,
+    HeadNetwork,
+)  # layers of MAR, of language model and SigLIP2, and the head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,7 @@ class UniPic1Training(LoopConfig):
     pictures_per_question: dict[str, int] = field(default_factory=dict)
     copies: int = COPIES  # noisy copies of each token that the diffusion head learns from in a step
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile each kind of block, one graph for all sizes
     latents: str = ""  # folder that keeps encoded data between runs; by default the run's own
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-15
@@ -201,6 +210,10 @@ def load(config: UniPic1Training) -> UniPic1:
         model.mar.gradient_checkpointing = True
         for part in (model.llm, model.siglip2):
             part.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for part in model.modules():
+            if isinstance(part, REPEATED):
+                part.compile(dynamic=True)
     train_mode(model)
     return model
 
