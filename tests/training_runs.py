@@ -13,6 +13,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from unipic_core.training.loop import run
+from unipic_core.training.metrics import read_metrics
+from unipic_core.training.unipic1_parts import PARTS
 
 ROOT = Path(__file__).parents[1]
 SHORT_RUN = {  # of steps that take milliseconds, saved and logged often
@@ -102,3 +104,20 @@ def assert_a_kill_changes_nothing(trainer: str, config_type: type, task_type: ty
     assert steps[0] > 1
     run(task_type(whole), whole)
     assert_same(Path(killed.out) / "model", Path(whole.out) / "model")
+
+
+def moved(before: Path, after: Path) -> set[str]:
+    """The parts of a UniPic 1 folder that differ from another's."""
+    start, end = weights(before), weights(after)
+    assert start.keys() == end.keys()
+    return {part_of(name) for name in start if not torch.equal(start[name], end[name])}
+
+
+def part_of(name: str) -> str:
+    first = name.split(".")[0]
+    return first if first in PARTS else "vae"
+
+
+def lines_of(model: Path) -> list[dict]:
+    """The metrics of the run that wrote a model."""
+    return read_metrics(model.parent / "metrics.jsonl")

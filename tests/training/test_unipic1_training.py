@@ -1,6 +1,5 @@
 """The UniPic 1 trainer, run as its user runs it: the demo's stages, what they start from, and what they share."""
 
-import copy
 import importlib.util
 import json
 import re
@@ -11,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
-from diffusers import AutoencoderKL
 from PIL import Image
-from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, finish, launch, weights
+from training_runs import SHORT_RUN, assert_a_kill_changes_nothing, finish, launch, lines_of, moved, part_of, weights
 
 from unipic_core.data.pictures import to_tensor
 from unipic_core.data.sources import open_source
@@ -28,12 +25,9 @@ from unipic_core.training.optimizer import IN_BLOCKS
 from unipic_core.training.scratch_unipic1 import build_unipic1
 from unipic_core.training.unipic1 import UniPic1Task, UniPic1Training
 from unipic_core.training.unipic1_parts import PARTS
-from unipic_core.training.unipic1_vae import InheritingVaeTask, UniPic1VaeTask
-from unipic_core.training.vae import VaeConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "demo/recipes"
-DONOR = ROOT / "demo/kontext/vae"
 RECIPE = json.loads((RECIPES / "unipic1.json").read_text())
 DATA = {
     "text_to_image": [{"kind": "shapes", "task": "text_to_image", "count": 16}],
@@ -52,26 +46,15 @@ TRAINED = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The demo's model with random weights and fewer layers."""
-    recipe = copy.deepcopy(RECIPE)
-    recipe["mar"] |= {"encoder_depth": 1, "decoder_depth": 2, "diffloss_depth": 1, "num_sampling_steps": 3}
-    recipe["vae"] |= {"ch_mult": [1, 1, 1, 1, 1]}
-    recipe["llm"]["num_hidden_layers"] = 1
-    recipe["siglip2"]["num_hidden_layers"] = 1
-    return build_unipic1(recipe, tmp_path_factory.mktemp("unipic1") / "scratch")
-
-
-@pytest.fixture(scope="module")
 def latents(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("latents"))
 
 
 @pytest.fixture
-def settings(folder, latents, tmp_path) -> dict:
+def settings(unipic1_folder, latents, tmp_path) -> dict:
     return {
         "out": str(tmp_path / "run"),
-        "model": str(folder),
+        "model": str(unipic1_folder),
         **DATA,
         "latents": latents,
         "steps": 4,
@@ -82,21 +65,6 @@ def settings(folder, latents, tmp_path) -> dict:
 def train(settings: dict) -> Path:
     config = UniPic1Training(**settings)
     return run(UniPic1Task(config), config)
-
-
-def part_of(name: str) -> str:
-    first = name.split(".")[0]
-    return first if first in PARTS else "vae"
-
-
-def moved(before: Path, after: Path) -> set[str]:
-    start, end = weights(before), weights(after)
-    assert start.keys() == end.keys()
-    return {part_of(name) for name in start if not torch.equal(start[name], end[name])}
-
-
-def lines_of(model: Path) -> list[dict]:
-    return [json.loads(line) for line in (model.parent / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_scratch_folder_knows_the_words_and_fits_its_budget(tmp_path):
@@ -113,9 +81,9 @@ def test_scratch_folder_knows_the_words_and_fits_its_budget(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stages(folder, latents, tmp_path_factory) -> dict[str, Path]:
+def stages(unipic1_folder, latents, tmp_path_factory) -> dict[str, Path]:
     """The demo's recipes, each in a process of its own for two steps, one from the other's model."""
-    out, model, exported = tmp_path_factory.mktemp("stages"), folder, {"scratch": folder}
+    out, model, exported = tmp_path_factory.mktemp("stages"), unipic1_folder, {"scratch": unipic1_folder}
     for stage in TRAINED:
         settings = yaml.safe_load((RECIPES / f"unipic1_{stage}.yaml").read_text())
         settings |= {name: DATA[name] for name in DATA if name in settings}
@@ -362,114 +330,6 @@ def test_muon_takes_the_matrices_on_tokens(settings):
         *("q_proj", "k_proj", "v_proj", "out_proj"),
         "fc*",
     }
-
-
-@pytest.fixture
-def vae_config(folder, tmp_path) -> VaeConfig:
-    return VaeConfig(
-        out=str(tmp_path / "vae"),
-        model=str(folder),
-        data=[{"kind": "shapes", "task": "edit", "count": 50}],
-        steps=20,
-        batch_size=8,
-        crop=32,
-        learning_rate=4e-3,
-        precision="fp32",
-        export_dtype="fp32",
-        log_every=5,
-        sample_every=1000,
-        checkpoint_every=1000,
-    )
-
-
-def test_the_autoencoder_learns_in_its_folder(vae_config, settings, folder):
-    task = UniPic1VaeTask(vae_config)
-    pictures = to_tensor(task.pictures(np.random.default_rng(1), 16))
-    trained = run(task, vae_config)
-    assert moved(folder, trained) == {"vae"}
-
-    before, after = UniPic1.from_pretrained(folder), UniPic1.from_pretrained(trained)
-    with torch.no_grad():
-        errors = [
-            (model.decode(model.encode(pictures, (4, 4)), (4, 4)) - pictures).square().mean().item()
-            for model in (before, after)
-        ]
-        assert errors[1] < 0.9 * errors[0]
-        assert after.encode(pictures, (4, 4)).std().item() == pytest.approx(1, abs=0.2)
-
-    # A run of the whole model can take it from there.
-    task = UniPic1Task(UniPic1Training(**{**settings, "vae": str(trained)}))
-    assert task.model.config.vae_scale == after.config.vae_scale != before.config.vae_scale
-    assert torch.equal(task.model.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
-
-
-@pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory) -> Path:
-    return build_unipic1(RECIPE, tmp_path_factory.mktemp("demo") / "scratch")
-
-
-@pytest.fixture
-def inheriting(vae_config, demo_folder) -> VaeConfig:
-    return VaeConfig(**{**vars(vae_config), "model": str(demo_folder), "donor": str(DONOR), "crop": 0, "noise": 0.2})
-
-
-def test_an_autoencoder_inherits_its_donors_levels(inheriting):
-    """With the innermost level taken out again, it does what its donor does."""
-    vae, donor = InheritingVaeTask(inheriting).vae, AutoencoderKL.from_pretrained(DONOR)
-    joined = copy.deepcopy(donor)
-    joined.encoder.conv_in, joined.encoder.down_blocks = vae.encoder.conv_in, vae.encoder.down_blocks[:-1]
-    joined.encoder.down_blocks[-1].downsamplers = None
-    first = donor.decoder.up_blocks[0].resnets[0]
-    joined.decoder.up_blocks = vae.decoder.up_blocks[1:]
-    joined.decoder.up_blocks[0].resnets[0] = first
-    joined.decoder.conv_norm_out, joined.decoder.conv_out = vae.decoder.conv_norm_out, vae.decoder.conv_out
-    pictures = to_tensor([open_source(DATA["edit"][0])[1].target])
-    with torch.no_grad():
-        latents = donor.encode(pictures).latent_dist.mode()
-        assert torch.equal(joined.encode(pictures).latent_dist.mode(), latents)
-        assert torch.equal(joined.decode(latents).sample, donor.decode(latents).sample)
-
-
-def test_an_autoencoder_learns_its_donors_latents(inheriting):
-    """The principal components hold what the donor needs to draw, and encoder and decoder come closer to them."""
-    task = InheritingVaeTask(inheriting)
-    donor = AutoencoderKL.from_pretrained(DONOR)
-    pictures = to_tensor(task.pictures(np.random.default_rng(1), 128))
-    with torch.no_grad():
-        folded = task.fold(pictures)
-        latents = torch.einsum("kc,bchw->bkhw", task.components, folded - task.center)
-        assert latents.square().mean().item() == pytest.approx(1, abs=0.2)
-        back = torch.einsum("kc,bkhw->bchw", torch.linalg.pinv(task.components).T, latents) + task.center
-        drawn, again = (donor.decode(F.pixel_shuffle(cells, 2)).sample for cells in (folded, back))
-        assert (again - drawn).square().mean() < 0.05 * drawn.var()
-    lines = lines_of(run(task, inheriting))
-    for name in ("latents", "mse"):
-        assert lines[-1][name] < 0.9 * lines[0][name]
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"ch": 8}, "donor: its encoder.conv_in.weight does not fit"),
-        ({"ch_mult": [1, 2, 4, 4]}, "donor: its decoder.up"),
-    ],
-)
-def test_a_donor_that_does_not_fit_is_refused(inheriting, tmp_path, change, message):
-    other = build_unipic1({**RECIPE, "vae": {**RECIPE["vae"], **change}}, tmp_path / "other")
-    with pytest.raises(ValueError, match=message):
-        InheritingVaeTask(VaeConfig(**{**vars(inheriting), "model": str(other)}))
-
-
-def test_decoder_only_keeps_the_latents(vae_config, folder):
-    config = VaeConfig(**{**vars(vae_config), "decoder_only": True, "steps": 2})
-    trained = run(UniPic1VaeTask(config), config)
-    before, after = UniPic1.from_pretrained(folder), UniPic1.from_pretrained(trained)
-    changed = {
-        name.split(".")[0]
-        for name, value in before.vae.state_dict().items()
-        if not torch.equal(value, after.vae.state_dict()[name])
-    }
-    assert changed == {"decoder", "post_quant_conv"} and after.config == before.config
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,8 @@ from .unipic1_parts import PARTS, check_parts, train_parts
 
 LOSS_WEIGHTS = {"text_to_image": 1.0, "edit": 1.0, "questions": 0.01}
 REFERENCES = {"text_to_image": 0, "edit": 1}
-REPEATED = (
-    Block,
-    GradientCheckpointingLayer,
-    HeadNetwork,
-)  # layers of MAR, of language model and SigLIP2, and the head
+# What is compiled: the layers of MAR, those of the language model and SigLIP2, and the head.
+LAYERS = (Block, GradientCheckpointingLayer, HeadNetwork)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +209,7 @@ def load(config: UniPic1Training) -> UniPic1:
             part.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         for part in model.modules():
-            if isinstance(part, REPEATED):
+            if isinstance(part, LAYERS):
                 part.compile(dynamic=True)
     train_mode(model)
     return model
