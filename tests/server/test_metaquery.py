@@ -76,5 +76,5 @@ def test_free_memory_releases_the_language_model(comfy_server, sketch, metaquery
     held = comfy_server.get("/probe/models")
     assert held["loaded"] and held["alive"]["Qwen"] and held["alive"]["MMDiT"]
     comfy_server.post("/free", {"unload_models": True, "free_memory": True})
-    comfy_server.wait_until(lambda: comfy_server.get("/probe/models")["loaded"] == 0)
-    assert not any(comfy_server.get("/probe/models")["alive"].values())
+    comfy_server.wait_until(lambda: not any(comfy_server.get("/probe/models")["alive"].values()))
+    assert comfy_server.get("/probe/models")["loaded"] == 0

@@ -159,8 +159,8 @@ def test_free_memory_releases_our_models(comfy_server, sketch):
     held = comfy_server.get("/probe/models")
     assert held["loaded"] and all(held["alive"][kind] for kind in ("MMDiT", "CLIP", "VAE"))
     comfy_server.post("/free", {"unload_models": True, "free_memory": True})
-    comfy_server.wait_until(lambda: comfy_server.get("/probe/models")["loaded"] == 0)
-    assert not any(comfy_server.get("/probe/models")["alive"].values())
+    comfy_server.wait_until(lambda: not any(comfy_server.get("/probe/models")["alive"].values()))
+    assert comfy_server.get("/probe/models")["loaded"] == 0
 
 
 def test_controlnet_and_skip_layer_guidance_run_on_an_edit(comfy_server, sketch, models, pictures):
