@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unipic_core.mar import UniPic1
-from unipic_core.mar.losses import diffusion_loss, draw, image_loss, masking_ratio, text_loss
+from unipic_core.mar.losses import change_weights, diffusion_loss, draw, image_loss, masking_ratio, text_loss
 
 
 @pytest.fixture
@@ -72,6 +72,24 @@ def test_editing_looks_at_the_source(trainable):
     assert losses[0].item() != losses[1].item()
 
 
+def test_what_an_edit_changes_counts_more():
+    source = torch.zeros(4, 16)
+    target = torch.tensor([0.0, 0.5**0.5, 1.0, 3.0])[:, None].expand(-1, 16)
+    torch.testing.assert_close(change_weights(target, source, 4.0), torch.tensor([1.0, 2.5, 4.0, 4.0]))
+
+
+def test_the_weight_of_changes_leaves_copies_alone(trainable):
+    prompts = [trainable.prompts.ids("make it blue", 16 + 8)]
+    tokens, source = torch.randn(2, 1, 16, 16, generator=seeded())
+    for each, changed in ((tokens, False), (source, True)):
+        one, two, three = (
+            image_loss(trainable, prompts, tokens, (4, 4), draw(1, 16, 16, seeded(2)), each, weight).item()
+            for weight in (1.0, 2.0, 3.0)
+        )
+        assert two - one == pytest.approx(three - two, abs=1e-5)
+        assert (two > one) == changed
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_checkpointing_changes_nothing(trainable, checkpointing):
     prompts = [trainable.prompts.ids("Generate an image: a fox")]
@@ -118,7 +136,7 @@ def test_the_head_learns_a_picture(trainable):
     generator, losses = seeded(1), []
     for _ in range(120):
         draws = draw(1, 8, 16, generator, copies=16, mask_min=0.999)
-        loss = diffusion_loss(head, target, condition, draws.noise[0], draws.steps[0])
+        loss = diffusion_loss(head, target, condition, draws.noise[0], draws.steps[0]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -195,6 +195,14 @@ def test_dropped_prompts_are_unconditional_and_repeat_the_source(settings):
     assert not torch.equal(*kept["edit.latents"].unbind(2))
 
 
+def test_what_an_edit_changes_counts_more(settings):
+    plain, heavy = (UniPic1Task(UniPic1Training(**settings, changed_weight=weight)) for weight in (1.0, 3.0))
+    with torch.no_grad():
+        (_, light), (_, weighed) = (task(task.draw(0, 4)) for task in (plain, heavy))
+    assert weighed["loss_edit"] > light["loss_edit"]
+    assert weighed["loss_text_to_image"] == light["loss_text_to_image"]
+
+
 def test_several_pictures_to_a_question_are_a_batch_of_pictures(settings):
     one, three, uneven = (
         UniPic1Task(UniPic1Training(**settings, pictures_per_question=each))
@@ -344,6 +352,7 @@ def test_muon_takes_the_matrices_on_tokens(settings):
         ({"mask_min": 1.0}, "mask_min lies in 0…1"),
         ({"pictures_per_question": {"edit": 0}}, "pictures_per_question is {'edit': 0}; each must be at least 1"),
         ({"pictures_per_question": {"draw": 2}}, "pictures_per_question has 'draw'; known are: text_to_image, edit"),
+        ({"changed_weight": 0.0}, "changed_weight is 0.0; it lies above 0"),
         ({"modle": "x"}, "unknown setting 'modle'"),
     ],
 )

@@ -61,16 +61,23 @@ def draw(
 def diffusion_loss(
     head, target: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor
 ) -> torch.Tensor:
-    """Loss of the diffusion head on noisy copies of tokens.
+    """Loss of the diffusion head on noisy copies of tokens: [N], the mean over each token's copies.
 
     Args:
         target: clean tokens, [N, 16].
         condition: [N, decoder width].
         noise, steps: of each copy, [N, copies, 16] and [N, copies].
     """
-    target, condition = (rows.repeat_interleave(noise.shape[1], dim=0) for rows in (target, condition))
-    mse, bound = head.loss(target, condition, noise.flatten(0, 1), steps.flatten())
-    return (mse + bound).mean()
+    rows = (entry.repeat_interleave(noise.shape[1], dim=0) for entry in (target, condition))
+    mse, bound = head.loss(*rows, noise.flatten(0, 1), steps.flatten())
+    return (mse + bound).unflatten(0, steps.shape).mean(dim=1)
+
+
+def change_weights(target: torch.Tensor, source: torch.Tensor, changed: float) -> torch.Tensor:
+    """Weights of an edit's tokens: 1 where target and source [..., 16] agree, up to `changed` where their mean squared
+    difference is 1, the variance of tokens, or more. Most tokens of an edit only have to be copied; UniWorld-V1
+    (Lin et al. 2025, section 3.2) weighs the others more, too."""
+    return 1 + (changed - 1) * (target - source).square().mean(dim=-1).clamp(max=1)
 
 
 def image_loss(
@@ -80,6 +87,7 @@ def image_loss(
     grid: tuple[int, int],
     draws: Draws,
     source: torch.Tensor | None = None,
+    changed_weight: float = 1.0,
 ) -> torch.Tensor:
     """Predict hidden tokens of pictures from their prompts: generation, or editing with a source.
 
@@ -89,6 +97,7 @@ def image_loss(
         tokens: latent tokens of the pictures, [B, h·w, 16].
         draws: on the device of the tokens.
         source: latent tokens of the sources, of the same grid.
+        changed_weight: what tokens that differ from the source's count, see `change_weights`.
     """
     mar, visible, hidden = model.mar, draws.visible, draws.hidden
     positions = mar.positions(mar.encoder_pos_embed_learned, grid)
@@ -109,7 +118,10 @@ def image_loss(
         elsewhere,
     )
     target = gather_rows(tokens, hidden)
-    return diffusion_loss(mar.diffloss, *(rows.flatten(0, 1) for rows in (target, condition, draws.noise, draws.steps)))
+    losses = diffusion_loss(mar.diffloss, *(row.flatten(0, 1) for row in (target, condition, draws.noise, draws.steps)))
+    if source is not None:
+        losses = losses * change_weights(target, gather_rows(source, hidden), changed_weight).flatten()
+    return losses.mean()
 
 
 def text_loss(

@@ -49,6 +49,7 @@ class UniPic1Training(LoopConfig):
     mask_min: float = MASK_MIN  # and the lowest ratio
     # Samples of text_to_image, and of edit, that go with each question of a batch: 1 where nothing is said.
     pictures_per_question: dict[str, int] = field(default_factory=dict)
+    changed_weight: float = 1.0  # of the tokens that an edit changes; those that stay have 1
     copies: int = COPIES  # noisy copies of each token that the diffusion head learns from in a step
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile each kind of block, one graph for all sizes
@@ -66,6 +67,8 @@ class UniPic1Training(LoopConfig):
             raise ValueError(
                 f"mask_min is {self.mask_min} and mask_std {self.mask_std}; mask_min lies in 0…1, mask_std above 0"
             )
+        if self.changed_weight <= 0:
+            raise ValueError(f"changed_weight is {self.changed_weight}; it lies above 0")
         if min(self.pictures_per_question.values(), default=1) < 1:
             raise ValueError(f"pictures_per_question is {self.pictures_per_question}; each must be at least 1")
         check_parts(self)
@@ -158,7 +161,8 @@ class UniPic1Task(torch.nn.Module):
             places = len(sources) * (grid[0] * grid[1] + self.model.config.mar.buffer_size)
             prompts = [self.model.prompts.ids(text, places) for texts in batch[f"{name}.prompts"] for text in texts]
         draws = Draws(*(batch[f"{name}.{entry}"].flatten(0, 1) for entry in Draws._fields))
-        return image_loss(self.model, prompts, target, grid, draws, *sources)
+        weight = self.config.changed_weight
+        return image_loss(self.model, prompts, target, grid, draws, *sources, changed_weight=weight)
 
     def question_loss(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean over the answers' tokens, share of the answers that are right)"""
