@@ -25,13 +25,13 @@ from unipic_core.mar import UniPic1
 TASKS = {"understanding": "understanding", "text_to_image": "text to image", "edit": "editing"}
 
 
-def scores(folder: str, per_group: int, iterations: int, cfg: float) -> dict[str, dict]:
+def scores(folder: str, per_group: int, iterations: int, cfg: float, cfg_edit: float) -> dict[str, dict]:
     model = UniPic1.from_pretrained(folder)
-    generate = unipic1_generator(model, num_iter=iterations, cfg=cfg)
+    draw, edit = (unipic1_generator(model, num_iter=iterations, cfg=value) for value in (cfg, cfg_edit))
     return {
         "understanding": evaluation.understanding(unipic1_answerer(model), per_group),
-        "text_to_image": evaluation.text_to_image(generate, per_group),
-        "edit": evaluation.edit(generate, per_group),
+        "text_to_image": evaluation.text_to_image(draw, per_group),
+        "edit": evaluation.edit(edit, per_group),
     }
 
 
@@ -55,17 +55,18 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="name of the results, without .json and .png")
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task, edits a type, questions a kind")
     parser.add_argument("--iterations", type=int, default=16)
-    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--cfg-edit", type=float, default=1.0)
     args = parser.parse_args()
 
     stages = []
     for name, _, folder in (stage.partition("=") for stage in args.stages):
-        result = scores(folder, args.per_group, args.iterations, args.cfg)
+        result = scores(folder, args.per_group, args.iterations, args.cfg, args.cfg_edit)
         stages.append({"name": name, "model": folder, **result})
         print(name, {task: result[task]["overall"] for task in TASKS}, flush=True)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"iterations": args.iterations, "cfg": args.cfg, "stages": stages}
+    result = {"iterations": args.iterations, "cfg": args.cfg, "cfg_edit": args.cfg_edit, "stages": stages}
     out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     plot(stages, out.with_suffix(".png"))
 

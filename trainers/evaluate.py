@@ -61,12 +61,14 @@ def evaluate_qwen(args: argparse.Namespace) -> dict:
 
 def evaluate_unipic1(args: argparse.Namespace) -> dict:
     model = UniPic1.from_pretrained(args.model)
-    generate = unipic1_generator(model, num_iter=args.steps, cfg=args.cfg)
+    cfg_edit = args.cfg if args.cfg_edit is None else args.cfg_edit
+    draw, edit = (unipic1_generator(model, num_iter=args.steps, cfg=cfg) for cfg in (args.cfg, cfg_edit))
     return {
         "steps": args.steps,
         "cfg": args.cfg,
-        "text_to_image": evaluation.text_to_image(generate, args.per_group),
-        "edit": evaluation.edit(generate, args.per_group),
+        "cfg_edit": cfg_edit,
+        "text_to_image": evaluation.text_to_image(draw, args.per_group),
+        "edit": evaluation.edit(edit, args.per_group),
         "understanding": evaluation.understanding(unipic1_answerer(model), args.per_group),
         "reconstruction": evaluation.reconstruction(rebuilder(model.vae), args.per_group),
     }
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--out", help="JSON file for the table")
     parser.add_argument("--steps", type=int, help="default: 20, or 16 iterations")
     parser.add_argument("--cfg", type=float, help="default: 3.5, or 3 for UniPic 1")
+    parser.add_argument("--cfg-edit", type=float, help="of UniPic 1's edits; default: --cfg")
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task, edits a type, questions a kind")
     parser.add_argument(
         "--reference-to",
