@@ -50,6 +50,8 @@ def test_edits(edits):
     sources = pictures([edit.source for edit in edits])
     assert (ShapeEdit("success").score(sources, instructions, metadata) == 0).all()
     assert (ShapeEdit("preservation").score(sources, instructions, metadata) == 1).all()
+    partial = ShapeEdit("partial").score(sources, instructions, metadata)
+    assert partial.min() == 0 and partial.max() < 1
     assert (ShapeEdit().score(torch.rand(18, 3, 64, 64), instructions, metadata) < 0.5).all()
 
 
@@ -96,7 +98,7 @@ def test_diversity_is_that_within_groups():
         ({"kind": "geneval", "mode": "soft"}, "GenEval's mode is 'soft'; use strict or partial"),
         ({"kind": "geneval", "threshold": 1}, "threshold"),
         ({"kind": "geneval", "detector": "eyes"}, "detector 'eyes' is unknown; use one of: shapes"),
-        ({"kind": "shape_edit", "part": "all"}, "use score, success or preservation"),
+        ({"kind": "shape_edit", "part": "all"}, "use score, success, preservation or partial"),
         ({"kind": "canary", "statistic": "joy"}, "'joy' is unknown"),
         ({"kind": "judge", "url": "http://x", "model": "m", "rubric": "taste"}, "rubric 'taste' is unknown"),
         ({"kind": "judge", "url": "http://x", "model": "m", "api_key": "NO_SUCH_KEY"}, "NO_SUCH_KEY.* is not set"),

@@ -29,6 +29,7 @@ def test_the_target_succeeds_and_the_source_does_not(kind, size):
             "success": 1.0,
             "preservation": 1.0,
             "score": 1.0,
+            "partial": 1.0,
             "reason": "",
         }
         unedited = score_edit(render(sample.source), sample.metadata)
@@ -124,6 +125,16 @@ def test_half_of_a_composed_edit_fails():
             assert score_edit(render(half), sample.metadata)["success"] == 0
             checked += 1
     assert checked > 20
+
+
+def test_half_of_two_edits_is_a_part_of_the_score():
+    for seed in range(100):
+        sample = sample_edit(seed, "compose")
+        if sample.instruction.endswith(("to white", "to grey", "to black")):
+            half = replace(sample.target, background=sample.source.background)
+            result = score_edit(render(half), sample.metadata)
+            assert result["score"] == 0
+            assert result["partial"] == pytest.approx(1 - 1 / len(sample.metadata["conditions"]))
 
 
 def test_an_outline_edit_needs_outlines_and_their_colours():

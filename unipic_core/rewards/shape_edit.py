@@ -10,12 +10,13 @@ from .base import Reward
 class ShapeEdit(Reward):
     """Success times preservation, or one of the two; `metadata` is an EditSample's.
 
-    part: "score" (their product), "success" (0 or 1) or "preservation".
+    part: "score" (their product), "success" (0 or 1), "preservation", or "partial" (the share of the edit's conditions
+        that hold, times preservation).
     """
 
     def __init__(self, part: str = "score"):
-        if part not in ("score", "success", "preservation"):
-            raise ValueError(f"ShapeEdit's part is {part!r}; use score, success or preservation")
+        if part not in ("score", "success", "preservation", "partial"):
+            raise ValueError(f"ShapeEdit's part is {part!r}; use score, success, preservation or partial")
         self.part = part
 
     def score(self, images, prompts, metadata, sources=None):

@@ -113,7 +113,8 @@ def score_edit(image: np.ndarray | Image.Image, metadata: dict) -> dict:
     """The verdict on an edited picture (uint8 [H, W, 3] or PIL, at any scale) by the edit's metadata.
 
     {"success": 1.0 if all conditions hold else 0.0, "preservation": share of what had to stay that stayed (unchanged
-    objects, and the background unless it was to change), "score": their product, "reason": the conditions that fail}.
+    objects, and the background unless it was to change), "score": their product, "partial": the share of the
+    conditions that hold times preservation, "reason": the conditions that fail}.
     """
     image = np.asarray(image)
     source, target = Scene.from_dict(metadata["source"]), Scene.from_dict(metadata["target"])
@@ -130,10 +131,12 @@ def score_edit(image: np.ndarray | Image.Image, metadata: dict) -> dict:
         stay.append({"background": source.background})
     preservation = float(np.mean([_holds(condition, *verdict) for condition in stay])) if stay else 1.0
     success = float(not failures)
+    met = 1 - len(failures) / len(metadata["conditions"])
     return {
         "success": success,
         "preservation": preservation,
         "score": success * preservation,
+        "partial": met * preservation,
         "reason": "; ".join(f"not so: {condition}" for condition in failures),
     }
 
