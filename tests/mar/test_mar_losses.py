@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unipic_core.mar import UniPic1
+from unipic_core.mar.diffusion import alphas_cumprod, debiased_weights
 from unipic_core.mar.losses import change_weights, diffusion_loss, draw, image_loss, masking_ratio, text_loss
 
 
@@ -88,6 +89,24 @@ def test_the_weight_of_changes_leaves_copies_alone(trainable):
         )
         assert two - one == pytest.approx(three - two, abs=1e-5)
         assert (two > one) == changed
+
+
+def test_noise_hides_a_token_as_much_as_its_weight_says():
+    kept = alphas_cumprod()
+    weights = debiased_weights(torch.arange(1000))
+    torch.testing.assert_close(weights[:900], ((1 - kept) / kept).sqrt()[:900].float())
+    assert weights.max() == weights[-1] == 50
+
+
+def test_debiasing_weighs_each_step(trainable):
+    head = trainable.mar.diffloss
+    target, condition = torch.randn(2, 2, 16, generator=seeded())
+    condition, noise = condition.repeat(1, 3), torch.randn(2, 1, 16, generator=seeded(1))
+    steps = torch.tensor([[20], [800]])
+    plain, weighted = (diffusion_loss(head, target, condition, noise, steps, each) for each in (False, True))
+    mse, _ = head.loss(target, condition, noise[:, 0], steps[:, 0])
+    torch.testing.assert_close(weighted - plain, mse * (debiased_weights(steps[:, 0]) - 1))
+    assert weighted[0] < plain[0] and weighted[1] > plain[1]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

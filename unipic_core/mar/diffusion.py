@@ -6,6 +6,7 @@ import torch
 
 TRAIN_STEPS = 1000
 MAX_BETA = 0.2
+MAX_WEIGHT = 50
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -14,6 +15,13 @@ def alphas_cumprod() -> torch.Tensor:
         torch.cos((torch.arange(TRAIN_STEPS + 1, dtype=torch.float64) / TRAIN_STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
     )
     return torch.cumprod(1 - (1 - bar[1:] / bar[:-1]).clamp(max=MAX_BETA), dim=0)
+
+
+def debiased_weights(t: torch.Tensor) -> torch.Tensor:
+    """What the error of ε counts at training steps t: 1/√SNR (Yu et al. 2023, "Debias the training of diffusion
+    models"), at most 50. Where there is much noise, a small error of ε is a large one of the clean token."""
+    kept = alphas_cumprod().to(t.device)[t]
+    return (1 / kept - 1).sqrt().clamp(max=MAX_WEIGHT).float()
 
 
 def respaced_steps(count: int) -> list[int]:

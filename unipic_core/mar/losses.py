@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ..metaquery.prompts import padded
 from .context import put_pictures
-from .diffusion import TRAIN_STEPS
+from .diffusion import TRAIN_STEPS, debiased_weights
 from .vit import gather_rows
 
 MASK_MEAN, MASK_STD, MASK_MIN = 1.0, 0.25, 0.7
@@ -59,7 +59,12 @@ def draw(
 
 
 def diffusion_loss(
-    head, target: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor
+    head,
+    target: torch.Tensor,
+    condition: torch.Tensor,
+    noise: torch.Tensor,
+    steps: torch.Tensor,
+    debiased: bool = False,
 ) -> torch.Tensor:
     """Loss of the diffusion head on noisy copies of tokens: [N], the mean over each token's copies.
 
@@ -67,9 +72,12 @@ def diffusion_loss(
         target: clean tokens, [N, 16].
         condition: [N, decoder width].
         noise, steps: of each copy, [N, copies, 16] and [N, copies].
+        debiased: weigh the error of ε by `debiased_weights`; else it counts alike at all steps, as in MAR.
     """
     rows = (entry.repeat_interleave(noise.shape[1], dim=0) for entry in (target, condition))
     mse, bound = head.loss(*rows, noise.flatten(0, 1), steps.flatten())
+    if debiased:
+        mse = mse * debiased_weights(steps.flatten())
     return (mse + bound).unflatten(0, steps.shape).mean(dim=1)
 
 
@@ -88,6 +96,7 @@ def image_loss(
     draws: Draws,
     source: torch.Tensor | None = None,
     changed_weight: float = 1.0,
+    debiased: bool = False,
 ) -> torch.Tensor:
     """Predict hidden tokens of pictures from their prompts: generation, or editing with a source.
 
@@ -98,6 +107,7 @@ def image_loss(
         draws: on the device of the tokens.
         source: latent tokens of the sources, of the same grid.
         changed_weight: what tokens that differ from the source's count, see `change_weights`.
+        debiased: see `diffusion_loss`.
     """
     mar, visible, hidden = model.mar, draws.visible, draws.hidden
     positions = mar.positions(mar.encoder_pos_embed_learned, grid)
@@ -118,7 +128,8 @@ def image_loss(
         elsewhere,
     )
     target = gather_rows(tokens, hidden)
-    losses = diffusion_loss(mar.diffloss, *(row.flatten(0, 1) for row in (target, condition, draws.noise, draws.steps)))
+    rows = (row.flatten(0, 1) for row in (target, condition, draws.noise, draws.steps))
+    losses = diffusion_loss(mar.diffloss, *rows, debiased=debiased)
     if source is not None:
         losses = losses * change_weights(target, gather_rows(source, hidden), changed_weight).flatten()
     return losses.mean()

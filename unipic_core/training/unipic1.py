@@ -50,6 +50,7 @@ class UniPic1Training(LoopConfig):
     # Samples of text_to_image, and of edit, that go with each question of a batch: 1 where nothing is said.
     pictures_per_question: dict[str, int] = field(default_factory=dict)
     changed_weight: float = 1.0  # of the tokens that an edit changes; those that stay have 1
+    debiased: bool = False  # weigh the diffusion loss by 1/√SNR, so that more is learned where there is much noise
     copies: int = COPIES  # noisy copies of each token that the diffusion head learns from in a step
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile each kind of block, one graph for all sizes
@@ -161,8 +162,8 @@ class UniPic1Task(torch.nn.Module):
             places = len(sources) * (grid[0] * grid[1] + self.model.config.mar.buffer_size)
             prompts = [self.model.prompts.ids(text, places) for texts in batch[f"{name}.prompts"] for text in texts]
         draws = Draws(*(batch[f"{name}.{entry}"].flatten(0, 1) for entry in Draws._fields))
-        weight = self.config.changed_weight
-        return image_loss(self.model, prompts, target, grid, draws, *sources, changed_weight=weight)
+        options = {"changed_weight": self.config.changed_weight, "debiased": self.config.debiased}
+        return image_loss(self.model, prompts, target, grid, draws, *sources, **options)
 
     def question_loss(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean over the answers' tokens, share of the answers that are right)"""
