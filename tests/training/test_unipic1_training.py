@@ -203,6 +203,20 @@ def test_what_an_edit_changes_counts_more(settings):
     assert weighed["loss_text_to_image"] == light["loss_text_to_image"]
 
 
+def test_questions_are_seen_through_what_is_listed(settings):
+    both, siglip2, mar = (
+        UniPic1Task(UniPic1Training(**{**settings, "vision": vision, "train": ["llm", "proj_in"]}))
+        for vision in (["siglip2", "mar"], ["siglip2"], ["mar"])
+    )
+    batch = both.draw(0, 4)
+    losses = [task(batch)[1]["loss_questions"] for task in (both, siglip2, mar)]
+    torch.testing.assert_close(losses[0], (losses[1] + losses[2]) / 2)
+    losses[1].backward()
+    assert all(weight.grad is None for weight in siglip2.model.proj_in.parameters())
+    losses[2].backward()
+    assert all(weight.grad.any() for weight in mar.model.proj_in.parameters())
+
+
 def test_several_pictures_to_a_question_are_a_batch_of_pictures(settings):
     one, three, uneven = (
         UniPic1Task(UniPic1Training(**settings, pictures_per_question=each))
@@ -353,6 +367,9 @@ def test_muon_takes_the_matrices_on_tokens(settings):
         ({"pictures_per_question": {"edit": 0}}, "pictures_per_question is {'edit': 0}; each must be at least 1"),
         ({"pictures_per_question": {"draw": 2}}, "pictures_per_question has 'draw'; known are: text_to_image, edit"),
         ({"changed_weight": 0.0}, "changed_weight is 0.0; it lies above 0"),
+        ({"vision": []}, r"vision is \[\]; use one or both of: siglip2, mar"),
+        ({"vision": ["mar"]}, "train lists siglip2_proj, which nothing in this run's data and settings teaches"),
+        ({"vision": ["clip"]}, r"vision is \['clip'\]; use one or both of: siglip2, mar"),
         ({"modle": "x"}, "unknown setting 'modle'"),
     ],
 )

@@ -136,20 +136,24 @@ def image_loss(
 
 
 def text_loss(
-    model, prompts: list[list[int]], answers: list[list[int]], pictures: torch.Tensor
+    model,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    pictures: torch.Tensor,
+    encoder_gradient: float = ENCODER_GRADIENT,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each answer, summed over its tokens and the end of turn, and whether all are the likeliest.
 
     Args:
         prompts: token ids of the questions, with a place for every token of the picture.
         answers: token ids, without the end of turn.
-        pictures: embeddings [B, count, width] by `embed_siglip2` or `embed_encoded`; the encoder behind them gets a
-            tenth of the gradient.
+        pictures: embeddings [B, count, width] by `see`.
+        encoder_gradient: share of the gradient that the encoder behind them gets.
 
     Returns:
         [B] and [B]
     """
-    pictures = ENCODER_GRADIENT * pictures + (1 - ENCODER_GRADIENT) * pictures.detach()
+    pictures = encoder_gradient * pictures + (1 - encoder_gradient) * pictures.detach()
     answers = [[*answer, model.prompts.stop_ids[0]] for answer in answers]
     turns = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     embeds, mask = embed_prompts(model, turns, pictures)

@@ -189,11 +189,7 @@ class UniPic1(nn.Module):
         picture = as_tensor(image)
         if len(picture) != 1:
             raise ValueError(f"describe takes one picture, not a batch of {len(picture)}.")
-        if vision == "siglip2":
-            seen = self.embed_siglip2(picture)
-        else:
-            grid = self._grid_of(picture)
-            seen = self.embed_encoded(self.encode_picture(self.encode(picture, grid), grid))
+        seen = self.see(picture, vision)
         ids = self.prompts.ids(question, seen.shape[1])
         self._check_length(len(ids) + max_new_tokens)
         embeds = self.llm.model.embed_tokens(torch.tensor([ids], device=self.device))
@@ -236,6 +232,13 @@ class UniPic1(nn.Module):
         """Encoder output for the language model, [B, buffers + V, width], the buffers behind the tokens."""
         buffers, tokens = self.proj_in(encoded).tensor_split([self.config.mar.buffer_size], dim=1)
         return torch.cat([tokens, buffers], dim=1)
+
+    def see(self, image: torch.Tensor, vision: str) -> torch.Tensor:
+        """Pictures [B, 3, H, W] in [−1, 1] for the language model, through one of VISIONS: [B, count, width]."""
+        if vision == "siglip2":
+            return self.embed_siglip2(image)
+        grid = self._grid_of(image)
+        return self.embed_encoded(self.encode_picture(self.encode(image, grid), grid))
 
     def embed_siglip2(self, image: torch.Tensor) -> torch.Tensor:
         """SigLIP2's view of pictures [B, 3, H, W] in [−1, 1] for the language model: [B, patches, width]."""

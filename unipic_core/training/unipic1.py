@@ -18,7 +18,8 @@ from ..data.questions import Question, open_questions
 from ..files import replaced_folder
 from ..mar import UniPic1
 from ..mar.head import HeadNetwork
-from ..mar.losses import COPIES, MASK_MIN, MASK_STD, Draws, draw, image_loss, text_loss
+from ..mar.losses import COPIES, ENCODER_GRADIENT, MASK_MIN, MASK_STD, Draws, draw, image_loss, text_loss
+from ..mar.model import VISIONS
 from ..mar.pictures import as_tensor, resize
 from ..mar.prompts import CFG_EDIT, CFG_GENERATE, GENERATE
 from ..mar.vit import Block
@@ -44,6 +45,8 @@ class UniPic1Training(LoopConfig):
     loss_weights: dict[str, float] = field(default_factory=dict)  # in place of some of LOSS_WEIGHTS
     mar_alone: bool = False  # the first stage: the language model is left out and no prompt is read
     vae: str = ""  # UniPic 1 folder whose autoencoder is used and exported in place of the model's own
+    vision: tuple[str, ...] = ("siglip2",)  # what each question's picture is seen through: "siglip2", "mar" or both
+    encoder_gradient: float = ENCODER_GRADIENT  # share of the questions' gradient that goes back into what sees
     prompt_dropout: float = 0.1  # share of the prompts replaced by the unconditional one, for classifier-free guidance
     mask_std: float = MASK_STD  # deviation of the normal distribution around 1 that masking ratios come from,
     mask_min: float = MASK_MIN  # and the lowest ratio
@@ -68,6 +71,8 @@ class UniPic1Training(LoopConfig):
             raise ValueError(
                 f"mask_min is {self.mask_min} and mask_std {self.mask_std}; mask_min lies in 0…1, mask_std above 0"
             )
+        if not self.vision or (unknown := set(self.vision) - set(VISIONS)):
+            raise ValueError(f"vision is {list(self.vision)}; use one or both of: {', '.join(VISIONS)}")
         if self.changed_weight <= 0:
             raise ValueError(f"changed_weight is {self.changed_weight}; it lies above 0")
         if min(self.pictures_per_question.values(), default=1) < 1:
@@ -167,11 +172,14 @@ class UniPic1Task(torch.nn.Module):
 
     def question_loss(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean over the answers' tokens, share of the answers that are right)"""
-        pictures = self.model.embed_siglip2(batch["questions.pictures"])
-        prompts = [self.model.prompts.ids(question, pictures.shape[1]) for question in batch["questions.questions"]]
-        losses, right = text_loss(self.model, prompts, batch["questions.answers"], pictures)
+        losses, right = zip(*(self.answer(batch, vision) for vision in self.config.vision), strict=True)
         # By the whole batch's length, so that it does not matter how the batch is split.
-        return (losses / batch["questions.mean_length"]).mean(), right.float().mean()
+        return (torch.stack(losses) / batch["questions.mean_length"]).mean(), torch.stack(right).float().mean()
+
+    def answer(self, batch: dict, vision: str) -> tuple[torch.Tensor, torch.Tensor]:
+        pictures = self.model.see(batch["questions.pictures"], vision)
+        prompts = [self.model.prompts.ids(question, pictures.shape[1]) for question in batch["questions.questions"]]
+        return text_loss(self.model, prompts, batch["questions.answers"], pictures, self.config.encoder_gradient)
 
     def sample(self, path: Path) -> None:
         """Rows of 8: text-to-image; then sources, their edits and what the edits should be. Answers beside it."""

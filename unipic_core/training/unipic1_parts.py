@@ -2,6 +2,8 @@
 
 import torch
 
+from ..mar.model import VISIONS
+
 PARTS = ("mar", "proj_in", "proj_out", "siglip2_proj", "llm", "siglip2")
 
 
@@ -15,13 +17,14 @@ def check_parts(config) -> None:
     if config.mar_alone and (config.edit or questions):
         raise ValueError("mar_alone leaves the language model out; edit and questions need it: leave them empty")
     read = images and not config.mar_alone
+    through = {vision: questions and vision in config.vision for vision in VISIONS}
     reached = {
         "mar": images,
-        "proj_in": read,
+        "proj_in": read or through["mar"],
         "proj_out": read,
         "llm": read or questions,
-        "siglip2": questions,
-        "siglip2_proj": questions,
+        "siglip2": through["siglip2"],
+        "siglip2_proj": through["siglip2"],
     }
     if idle := [part for part in config.train if not reached[part]]:
         raise ValueError(f"train lists {idle[0]}, which nothing in this run's data and settings teaches")
