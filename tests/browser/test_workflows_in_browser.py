@@ -56,7 +56,7 @@ def run(page, name: str) -> None:
         page.screenshot(path=Path(folder, f"{name}.png"))
 
 
-@pytest.mark.parametrize("name", ["demo_text_to_image", "demo_metaquery_text_to_image"])
+@pytest.mark.parametrize("name", ["demo_text_to_image", "demo_metaquery_text_to_image", "demo_unipic1_text_to_image"])
 def test_run_button_makes_the_demo_picture(page, name):
     run(page, name)
     sizes = page.evaluate(f"{SAVED_PICTURES}.map(picture => [picture.naturalWidth, picture.naturalHeight])")

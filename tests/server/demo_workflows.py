@@ -4,10 +4,20 @@ import json
 from pathlib import Path
 
 from PIL import Image
-from sketch import finished
+from sketch import Sketch, finished
+from workflow_graph import Node, Output
 from workflow_parts import as_drawn
 
-from unipic_core.shapes import detect, evaluation_edits, evaluation_prompts, render, score_edit, score_prompt
+from unipic_core.shapes import (
+    detect,
+    evaluation_edits,
+    evaluation_prompts,
+    evaluation_questions,
+    render,
+    score_answer,
+    score_edit,
+    score_prompt,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,3 +58,22 @@ def edit_score(server, name: str, prompted: str, image: str, pictures: Path) -> 
         graph = {key: node for key, node in graph.items() if node is not before}
         scores.append(score_edit(only_picture(server, graph), sample.metadata)["score"])
     return sum(scores) / len(scores)
+
+
+def answers_right(server, sketch: Sketch, model: Node | Output, pictures: Path) -> float:
+    """Share of right answers to questions of every kind, all asked in one graph."""
+    samples = evaluation_questions(per_kind=5)
+    asked = []
+    for number, sample in enumerate(samples):
+        Image.fromarray(render(sample.scene)).save(pictures / f"question{number}.png")
+        image = sketch.reference(f"question{number}.png")
+        asked.append(sketch.ask(model, sample.question, image1=image, max_new_tokens=48))
+    outputs = finished(server, sketch).outputs
+    answers = [outputs[str(node.id)]["text"][0] for node in asked]
+    scores = [score_answer(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def objects(picture: Image.Image) -> list[tuple[str, str]]:
+    """Class and colour of what is in a picture of a demo workflow."""
+    return sorted((found.label, found.color) for found in detect(as_drawn(picture)))

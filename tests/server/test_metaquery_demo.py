@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from demo_workflows import edit_score, only_picture, share_drawn_right, workflow
+from demo_workflows import answers_right, edit_score, objects, only_picture, share_drawn_right, workflow
 from PIL import Image
 from sketch import finished
-from workflow_parts import as_drawn
 
 from unipic_core.shapes import detect, evaluation_questions, render, score_answer
 
@@ -42,18 +41,7 @@ def test_what_is_drawn_is_described_and_boxed(comfy_server):
 
 
 def test_questions_are_answered(comfy_server, sketch, pictures):
-    """All in one graph."""
-    samples = evaluation_questions(per_kind=5)
-    loader = sketch.load_metaquery(folder="demo/metaquery")
-    asked = []
-    for number, sample in enumerate(samples):
-        Image.fromarray(render(sample.scene)).save(pictures / f"question{number}.png")
-        image = sketch.reference(f"question{number}.png")
-        asked.append(sketch.ask(loader, sample.question, image1=image, max_new_tokens=48))
-    outputs = finished(comfy_server, sketch).outputs
-    answers = [outputs[str(node.id)]["text"][0] for node in asked]
-    scores = [score_answer(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
-    assert sum(scores) / len(scores) >= 0.8
+    assert answers_right(comfy_server, sketch, sketch.load_metaquery(folder="demo/metaquery"), pictures) >= 0.8
 
 
 def test_a_box_is_drawn_around_what_was_located(comfy_server, sketch, pictures):
@@ -80,7 +68,3 @@ def test_a_box_is_drawn_around_what_was_located(comfy_server, sketch, pictures):
 
 def corners(box: dict) -> list[int]:
     return [box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]]
-
-
-def objects(picture: Image.Image) -> list[tuple[str, str]]:
-    return sorted((found.label, found.color) for found in detect(as_drawn(picture)))
