@@ -69,8 +69,9 @@ class UniPicShapeEditReward(io.ComfyNode):
             [
                 io.Combo.Input(
                     "part",
-                    options=["score", "success", "preservation"],
-                    tooltip="success: is done what was asked? preservation: did the rest stay? score: their product.",
+                    options=["score", "success", "preservation", "partial"],
+                    tooltip="success: is done what was asked? preservation: did the rest stay? score: their product. "
+                    "partial: the same, but half of what was asked counts half.",
                 )
             ],
         )
