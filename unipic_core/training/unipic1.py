@@ -71,7 +71,7 @@ class UniPic1Training(LoopConfig):
             raise ValueError(
                 f"mask_min is {self.mask_min} and mask_std {self.mask_std}; mask_min lies in 0…1, mask_std above 0"
             )
-        if not self.vision or (unknown := set(self.vision) - set(VISIONS)):
+        if not self.vision or not set(self.vision) <= set(VISIONS):
             raise ValueError(f"vision is {list(self.vision)}; use one or both of: {', '.join(VISIONS)}")
         if self.changed_weight <= 0:
             raise ValueError(f"changed_weight is {self.changed_weight}; it lies above 0")
