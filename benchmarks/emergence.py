@@ -25,9 +25,10 @@ from unipic_core.mar import UniPic1
 TASKS = {"understanding": "understanding", "text_to_image": "text to image", "edit": "editing"}
 
 
-def scores(folder: str, per_group: int, iterations: int, cfg: float, cfg_edit: float) -> dict[str, dict]:
+def scores(folder: str, per_group: int, drawing: dict, editing: dict) -> dict[str, dict]:
+    """`drawing`, `editing`: fields of `mar.sampling.Settings`."""
     model = UniPic1.from_pretrained(folder)
-    draw, edit = (unipic1_generator(model, num_iter=iterations, cfg=value) for value in (cfg, cfg_edit))
+    draw, edit = (unipic1_generator(model, **settings) for settings in (drawing, editing))
     return {
         "understanding": evaluation.understanding(unipic1_answerer(model), per_group),
         "text_to_image": evaluation.text_to_image(draw, per_group),
@@ -55,18 +56,22 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="name of the results, without .json and .png")
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task, edits a type, questions a kind")
     parser.add_argument("--iterations", type=int, default=16)
-    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--cfg-edit", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature-edit", type=float, default=0.6)
     args = parser.parse_args()
 
+    drawing = {"num_iter": args.iterations, "cfg": args.cfg, "temperature": args.temperature}
+    editing = {"num_iter": args.iterations, "cfg": args.cfg_edit, "temperature": args.temperature_edit}
     stages = []
     for name, _, folder in (stage.partition("=") for stage in args.stages):
-        result = scores(folder, args.per_group, args.iterations, args.cfg, args.cfg_edit)
+        result = scores(folder, args.per_group, drawing, editing)
         stages.append({"name": name, "model": folder, **result})
         print(name, {task: result[task]["overall"] for task in TASKS}, flush=True)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"iterations": args.iterations, "cfg": args.cfg, "cfg_edit": args.cfg_edit, "stages": stages}
+    result = {"drawing": drawing, "editing": editing, "stages": stages}
     out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     plot(stages, out.with_suffix(".png"))
 

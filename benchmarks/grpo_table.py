@@ -1,4 +1,4 @@
-"""UniPic 2.0's table 4 in the shape world: no RL, each reward alone, both in turn (PDTR), and DiffusionNFT as long.
+"""UniPic 2.0's table 4 in the shape world: no RL, each reward alone, both in turn (PDTR), and Flow-GRPO as long.
 
     python benchmarks/grpo_table.py --work runs/grpo_table --seeds 0 1 2 --out benchmarks/results/grpo_table
 
@@ -54,18 +54,19 @@ ARMS = {
     "edit": Arm("grpo_edit"),
     "text_to_image": Arm("grpo_text_to_image"),
     "pdtr": Arm("grpo_pdtr", after="edit"),
-    "nft": Arm("grpo_nft", as_long_as="text_to_image"),
+    "flow": Arm("grpo_flow", as_long_as="text_to_image"),
 }
 NONE = "none"
-ROWS = [  # label, arm, guidance of the evaluation, what the paper reports
-    ("no RL", NONE, 3.5, {"text_to_image": 0.83, "edit": 6.31}),
-    ("editing", "edit", 3.5, {"text_to_image": 0.83, "edit": 6.59}),
-    ("GenEval", "text_to_image", 3.5, {"text_to_image": 0.87, "edit": 6.40}),
-    ("editing, then GenEval (PDTR)", "pdtr", 3.5, {"text_to_image": 0.89, "edit": 6.59}),
-    ("GenEval, DiffusionNFT as long", "nft", 1.0, {}),
-    ("the same, drawn with guidance", "nft", 3.5, {}),
-    ("no RL, drawn without guidance", NONE, 1.0, {}),
-]
+GUIDANCES = (2.0, 1.0)  # of the evaluation
+LABELS = {  # of each arm, and what the paper reports (without its editing reward: text_to_image)
+    NONE: ("no RL", {"text_to_image": 0.83, "edit": 6.31}),
+    "edit": ("editing", {"text_to_image": 0.83, "edit": 6.59}),
+    "text_to_image": ("GenEval", {"text_to_image": 0.87, "edit": 6.40}),
+    "pdtr": ("editing, then GenEval (PDTR)", {"text_to_image": 0.89, "edit": 6.59}),
+    "flow": ("GenEval, Flow-GRPO as long", {}),
+}
+# label, arm, guidance of the evaluation, what the paper reports
+ROWS = [(label, arm, guidance, paper) for guidance in GUIDANCES for arm, (label, paper) in LABELS.items()]
 
 
 def trained(name: str, seed: int, args: argparse.Namespace) -> GRPOConfig:
@@ -181,8 +182,7 @@ def results_of(seed: int, args: argparse.Namespace) -> dict[str, dict]:
     results = {}
     for name in ARMS:
         config = trained(name, seed, args)
-        guidances = [guidance for _, arm, guidance, _ in ROWS if arm == name]
-        scores = {f"{guidance:g}": evaluated(config.model, config, guidance, args) for guidance in guidances}
+        scores = {f"{guidance:g}": evaluated(config.model, config, guidance, args) for guidance in GUIDANCES}
         results[name] = {**story(config), "scores": scores}
     return results
 
@@ -190,15 +190,15 @@ def results_of(seed: int, args: argparse.Namespace) -> dict[str, dict]:
 def summary(alone: dict[str, dict], runs: dict[int, dict[str, dict]]) -> list[dict]:
     """For each row and task the mean over seeds, and the mean gain over the model alone, both with intervals.
 
-    alone: evaluations of the model without a LoRA, by guidance; the gains are over the first row's.
+    alone: evaluations of the model without a LoRA, by guidance; a row's gain is over that with its guidance.
     """
     rows = []
     for label, arm, guidance, paper in ROWS:
         by_seed = [alone] if arm == NONE else [results[arm]["scores"] for results in runs.values()]
-        row = {"label": label, "guidance": guidance, "paper": paper}
+        row = {"label": label, "arm": arm, "guidance": guidance, "paper": paper}
         for task in TASKS:
             scores = [found[f"{guidance:g}"][task]["overall"] for found in by_seed]
-            start = alone[f"{ROWS[0][2]:g}"][task]["overall"]
+            start = alone[f"{guidance:g}"][task]["overall"]
             row[task] = {
                 "score": mean_and_interval(scores),
                 "gain": mean_and_interval([score - start for score in scores]),
@@ -212,22 +212,23 @@ def markdown(rows: list[dict], alone: dict[str, dict], runs: dict[int, dict[str,
     for task, benchmark in TASKS.items():
         head += [task.replace("_", " "), "Δ", f"paper, {benchmark}"]
     lines = [
-        f"{len(runs)} seed(s); ± is the 95 % interval over seeds, Δ the difference to the first row, on the same "
-        "prompts and noise.",
+        f"{len(runs)} seed(s); ± is the 95 % interval over seeds, Δ the difference to no RL with the same guidance, "
+        "on the same prompts and noise.",
         "",
         *header(head),
     ]
     for row in rows:
         cells = [row["label"], f"{row['guidance']:g}"]
         for task in TASKS:
-            gain = "" if row is rows[0] else show(row[task]["gain"], "+")
+            gain = "" if row["arm"] == NONE else show(row[task]["gain"], "+")
             cells += [show(row[task]["score"]), gain, str(row["paper"].get(task, ""))]
         lines.append(line_of(cells))
-    signs = list(alone[f"{ROWS[0][2]:g}"]["edit"]["canaries"])
+    shown = f"{GUIDANCES[0]:g}"
+    signs = list(alone[shown]["edit"]["canaries"])
     lines += [
         "",
-        "Each run, evaluated with the guidance of its first row above: its own length (of pdtr the second stage's), "
-        "held-out rewards at the first and the last validation, canaries of the evaluation's pictures (text to image "
+        f"Each run, evaluated with guidance {GUIDANCES[0]:g}: its own length (of pdtr the second stage's), held-out "
+        "rewards at the first and the last validation, canaries of the evaluation's pictures (text to image "
         "/ edits).",
         "",
         *header(["run", "seed", "iterations", "minutes", *TASKS, "held out", *signs]),
@@ -235,8 +236,7 @@ def markdown(rows: list[dict], alone: dict[str, dict], runs: dict[int, dict[str,
     listed = [(NONE, "", alone, {})]
     listed += [(arm, seed, runs[seed][arm]["scores"], runs[seed][arm]) for arm in ARMS for seed in runs]
     for arm, seed, scores, told in listed:
-        guidance = next(guidance for _, name, guidance, _ in ROWS if name == arm)
-        found = scores[f"{guidance:g}"]
+        found = scores[shown]
         length = [f"{told['iterations']}", f"{told['minutes']:.1f}"] if told else ["", ""]
         held_out = ", ".join(f"{name} {a:.3f} → {b:.3f}" for name, (a, b) in told.get("held_out", {}).items())
         overall = [f"{found[task]['overall']:.3f}" for task in TASKS]
@@ -280,7 +280,7 @@ def main() -> None:
     for seed in args.seeds:
         runs[seed] = results_of(seed, args)
         model = runs[seed]["edit"]["config"]["model"]
-        alone = {f"{g:g}": evaluated(model, None, g, args) for _, arm, g, _ in ROWS if arm == NONE}
+        alone = {f"{guidance:g}": evaluated(model, None, guidance, args) for guidance in GUIDANCES}
         rows = summary(alone, runs)
         table = markdown(rows, alone, runs)
         details = {"seeds": list(runs), "rows": rows, "alone": alone, "runs": runs}

@@ -61,12 +61,16 @@ def evaluate_qwen(args: argparse.Namespace) -> dict:
 
 def evaluate_unipic1(args: argparse.Namespace) -> dict:
     model = UniPic1.from_pretrained(args.model)
-    cfg_edit = args.cfg if args.cfg_edit is None else args.cfg_edit
-    draw, edit = (unipic1_generator(model, num_iter=args.steps, cfg=cfg) for cfg in (args.cfg, cfg_edit))
+    drawing = {"cfg": args.cfg, "temperature": args.temperature}
+    editing = {
+        "cfg": args.cfg if args.cfg_edit is None else args.cfg_edit,
+        "temperature": args.temperature if args.temperature_edit is None else args.temperature_edit,
+    }
+    draw, edit = (unipic1_generator(model, num_iter=args.steps, **settings) for settings in (drawing, editing))
     return {
         "steps": args.steps,
-        "cfg": args.cfg,
-        "cfg_edit": cfg_edit,
+        **drawing,
+        **{f"{name}_edit": value for name, value in editing.items()},
         "text_to_image": evaluation.text_to_image(draw, args.per_group),
         "edit": evaluation.edit(edit, args.per_group),
         "understanding": evaluation.understanding(unipic1_answerer(model), args.per_group),
@@ -82,6 +86,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: 20, or 16 iterations")
     parser.add_argument("--cfg", type=float, help="default: 3.5, or 3 for UniPic 1")
     parser.add_argument("--cfg-edit", type=float, help="of UniPic 1's edits; default: --cfg")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of UniPic 1's sampling")
+    parser.add_argument("--temperature-edit", type=float, help="of UniPic 1's edits; default: --temperature")
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task, edits a type, questions a kind")
     parser.add_argument(
         "--reference-to",

@@ -40,10 +40,10 @@ def scores(text_to_image: float, edit: float) -> dict:
 
 def test_the_table_has_means_over_seeds_and_gains():
     """By hand: three seeds, t = 4.303; editing gains 0.1 on average with a deviation of 0.1."""
-    alone = {"3.5": scores(0.4, 0.1), "1": scores(0.3, 0.05)}
+    alone = {"2": scores(0.4, 0.1), "1": scores(0.3, 0.05)}
     told = {"iterations": 7, "minutes": 1.5, "held_out": {"strict": [0.25, 0.5]}, "curve": [[1, 0.1]]}
     runs = {
-        seed: {arm: {**told, "scores": {"3.5": scores(0.5, edit), "1": scores(0.2, edit)}} for arm in grpo_table.ARMS}
+        seed: {arm: {**told, "scores": {"2": scores(0.5, edit), "1": scores(0.2, edit)}} for arm in grpo_table.ARMS}
         for seed, edit in enumerate((0.1, 0.2, 0.3))
     }
     rows = grpo_table.summary(alone, runs)
@@ -51,10 +51,10 @@ def test_the_table_has_means_over_seeds_and_gains():
     mean, interval = rows[1]["edit"]["gain"]
     assert mean == pytest.approx(0.1) and interval == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
     lines = grpo_table.markdown(rows, alone, runs).splitlines()
-    assert "| no RL | 3.5 | 0.400 |  | 0.83 | 0.100 |  | 6.31 |" in lines
-    assert "| editing | 3.5 | 0.500 ± 0.000 | +0.100 ± 0.000 | 0.83 | 0.200 ± 0.248 | +0.100 ± 0.248 | 6.59 |" in lines
+    assert "| no RL | 2 | 0.400 |  | 0.83 | 0.100 |  | 6.31 |" in lines
+    assert "| editing | 2 | 0.500 ± 0.000 | +0.100 ± 0.000 | 0.83 | 0.200 ± 0.248 | +0.100 ± 0.248 | 6.59 |" in lines
     run = "| edit | 2 | 7 | 1.5 | 0.500 | 0.300 | strict 0.250 → 0.500 | 0.100 / 0.100 | 0.200 / 0.200 |"
-    assert run in lines and len([line for line in lines if line.startswith("| nft | ")]) == 3
+    assert run in lines and len([line for line in lines if line.startswith("| flow | ")]) == 3
     one = grpo_table.summary(alone, {0: runs[0]})
     assert one[1]["edit"]["gain"] == (0.0, None)
 
@@ -75,16 +75,16 @@ def test_every_run_of_a_seed_is_trained_and_measured_once(settings, tmp_path, mo
         "held_out": [{"kind": "geneval"}],
     }
     for arm in grpo_table.ARMS.values():
-        more = {"algorithm": "nft", "guidance_scale": 1} if arm.as_long_as else {}
+        more = {} if arm.as_long_as else {"algorithm": "nft"}
         (recipes / f"{arm.recipe}.yaml").write_text(yaml.safe_dump(tiny | more))
     monkeypatch.setattr(grpo_table, "RECIPES", recipes)
     monkeypatch.setattr(grpo_table, "PILOT", 1)
     args = Namespace(work=str(tmp_path / "work"), per_group=1, sampling_steps=1)
     results = grpo_table.results_of(3, args)
     assert Path(results["pdtr"]["config"]["lora"]).is_file() and results["pdtr"]["config"]["seed"] == 3
-    assert results["nft"]["minutes"] >= 0.98 * results["text_to_image"]["minutes"]
-    assert set(results["nft"]["scores"]) == {"1", "3.5"} and len(results["edit"]["held_out"]["geneval"]) == 2
-    assert 0 <= results["edit"]["scores"]["3.5"]["edit"]["canaries"]["edge_density"] <= 1
+    assert results["flow"]["minutes"] >= 0.98 * results["text_to_image"]["minutes"]
+    assert set(results["flow"]["scores"]) == {"2", "1"} and len(results["edit"]["held_out"]["geneval"]) == 2
+    assert 0 <= results["edit"]["scores"]["2"]["edit"]["canaries"]["edge_density"] <= 1
 
     def again(*_):
         pytest.fail("what was done is done again")

@@ -200,7 +200,8 @@ class UniPic1Task(torch.nn.Module):
         if self.questions:
             samples = self.pick_questions(np.random.default_rng(self.config.seed), 8)
             longest = max(len(model.prompts.tokenizer(sample.answer)["input_ids"]) for sample in samples) + 1
-            answers = [model.describe(sample.picture, sample.question, max_new_tokens=longest) for sample in samples]
+            options = {"vision": self.config.vision[0], "max_new_tokens": longest}
+            answers = [model.describe(sample.picture, sample.question, **options) for sample in samples]
             draw_answers(path.with_name(f"{path.stem}-answers.png"), samples, answers)
         train_mode(model)
 
