@@ -180,7 +180,9 @@ def story(config: GRPOConfig) -> dict:
 def results_of(seed: int, args: argparse.Namespace) -> dict[str, dict]:
     """arm → its run's story, with `scores` by guidance."""
     results = {}
-    for name in ARMS:
+    for name, arm in ARMS.items():
+        if arm.as_long_as and seed not in args.compare_seeds:
+            continue
         config = trained(name, seed, args)
         scores = {f"{guidance:g}": evaluated(config.model, config, guidance, args) for guidance in GUIDANCES}
         results[name] = {**story(config), "scores": scores}
@@ -194,7 +196,9 @@ def summary(alone: dict[str, dict], runs: dict[int, dict[str, dict]]) -> list[di
     """
     rows = []
     for label, arm, guidance, paper in ROWS:
-        by_seed = [alone] if arm == NONE else [results[arm]["scores"] for results in runs.values()]
+        by_seed = [alone] if arm == NONE else [results[arm]["scores"] for results in runs.values() if arm in results]
+        if not by_seed:
+            continue
         row = {"label": label, "arm": arm, "guidance": guidance, "paper": paper}
         for task in TASKS:
             scores = [found[f"{guidance:g}"][task]["overall"] for found in by_seed]
@@ -212,8 +216,8 @@ def markdown(rows: list[dict], alone: dict[str, dict], runs: dict[int, dict[str,
     for task, benchmark in TASKS.items():
         head += [task.replace("_", " "), "Δ", f"paper, {benchmark}"]
     lines = [
-        f"{len(runs)} seed(s); ± is the 95 % interval over seeds, Δ the difference to no RL with the same guidance, "
-        "on the same prompts and noise.",
+        f"{len(runs)} seed(s); ± is the 95 % interval over seeds (a row of one seed has none), Δ the difference to no RL "
+        "with the same guidance, on the same prompts and noise.",
         "",
         *header(head),
     ]
@@ -234,7 +238,12 @@ def markdown(rows: list[dict], alone: dict[str, dict], runs: dict[int, dict[str,
         *header(["run", "seed", "iterations", "minutes", *TASKS, "held out", *signs]),
     ]
     listed = [(NONE, "", alone, {})]
-    listed += [(arm, seed, runs[seed][arm]["scores"], runs[seed][arm]) for arm in ARMS for seed in runs]
+    listed += [
+        (arm, seed, results[arm]["scores"], results[arm])
+        for arm in ARMS
+        for seed, results in runs.items()
+        if arm in results
+    ]
     for arm, seed, scores, told in listed:
         found = scores[shown]
         length = [f"{told['iterations']}", f"{told['minutes']:.1f}"] if told else ["", ""]
@@ -257,7 +266,8 @@ def plot(runs: dict[int, dict[str, dict]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(ARMS), figsize=(4 * len(ARMS), 3.2))
     for arm, axis in zip(ARMS, axes, strict=True):
         for seed, results in runs.items():
-            axis.plot(*zip(*results[arm]["curve"], strict=True), label=f"seed {seed}")
+            if arm in results:
+                axis.plot(*zip(*results[arm]["curve"], strict=True), label=f"seed {seed}")
         axis.set(title=arm, xlabel="iteration", ylabel="validation reward")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
@@ -271,9 +281,14 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="folder of the runs")
     parser.add_argument("--out", required=True, help="name of the results, without .json, .md and .png")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--compare-seeds", type=int, nargs="*", help="those for which Flow-GRPO is run, too; by default all"
+    )
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task and edits a type in the evaluation")
     parser.add_argument("--sampling-steps", type=int, default=20)
     args = parser.parse_args()
+    if args.compare_seeds is None:
+        args.compare_seeds = args.seeds
 
     out, runs = Path(args.out), {}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,11 @@ def test_the_table_has_means_over_seeds_and_gains():
     assert run in lines and len([line for line in lines if line.startswith("| flow | ")]) == 3
     one = grpo_table.summary(alone, {0: runs[0]})
     assert one[1]["edit"]["gain"] == (0.0, None)
+    del runs[0]["flow"], runs[1]["flow"]
+    rows = {row["arm"]: row for row in grpo_table.summary(alone, runs)}
+    assert rows["flow"]["edit"]["score"] == (0.3, None) and rows["edit"]["edit"]["score"][1]
+    lines = grpo_table.markdown(list(rows.values()), alone, runs).splitlines()
+    assert len([line for line in lines if line.startswith("| flow | ")]) == 1
 
 
 def test_a_run_gets_as_many_steps_as_its_time_allows():
@@ -79,7 +84,7 @@ def test_every_run_of_a_seed_is_trained_and_measured_once(settings, tmp_path, mo
         (recipes / f"{arm.recipe}.yaml").write_text(yaml.safe_dump(tiny | more))
     monkeypatch.setattr(grpo_table, "RECIPES", recipes)
     monkeypatch.setattr(grpo_table, "PILOT", 1)
-    args = Namespace(work=str(tmp_path / "work"), per_group=1, sampling_steps=1)
+    args = Namespace(work=str(tmp_path / "work"), per_group=1, sampling_steps=1, compare_seeds=[3])
     results = grpo_table.results_of(3, args)
     assert Path(results["pdtr"]["config"]["lora"]).is_file() and results["pdtr"]["config"]["seed"] == 3
     assert results["flow"]["minutes"] >= 0.98 * results["text_to_image"]["minutes"]
