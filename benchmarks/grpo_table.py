@@ -216,7 +216,7 @@ def markdown(rows: list[dict], alone: dict[str, dict], runs: dict[int, dict[str,
     for task, benchmark in TASKS.items():
         head += [task.replace("_", " "), "Δ", f"paper, {benchmark}"]
     lines = [
-        f"{len(runs)} seed(s); ± is the 95 % interval over seeds (a row of one seed has none), Δ the difference to no RL "
+        f"{len(runs)} seed(s); ± is the 95 % interval over seeds (one seed has none), Δ the difference to no RL "
         "with the same guidance, on the same prompts and noise.",
         "",
         *header(head),
