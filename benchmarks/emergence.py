@@ -42,7 +42,7 @@ def plot(stages: list[dict], path: Path) -> None:
         values, errors = zip(*((stage[task]["overall"], stage[task]["interval95"]) for stage in stages), strict=True)
         axis.errorbar(range(len(stages)), values, errors, marker="o", capsize=3, label=label)
     axis.set(xticks=range(len(stages)), ylim=(0, 1), ylabel="score in the shape world", xlabel="after the stage")
-    axis.set_xticklabels([stage["name"] for stage in stages])
+    axis.set_xticklabels([stage["name"] for stage in stages], rotation=20)
     axis.grid(alpha=0.3)
     axis.legend()
     figure.tight_layout()
