@@ -6,11 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import grpo  # noqa: E402
+import grpo_signal  # noqa: E402
 import grpo_table  # noqa: E402
 
 from unipic_core.rl import GRPOTask  # noqa: E402
@@ -30,6 +32,14 @@ def test_the_plain_loop_trains_the_trainers_lora(model_folder, tmp_path, task):
     first, second = (adapter(task.transformer) for task in (trainer, plain))
     assert any(value.abs().max() > 0 for name, value in first.items() if name.endswith("lora_B"))
     assert grpo.difference(first, second) < grpo.AGREEMENT
+
+
+def test_signal_is_what_independent_gradients_have_in_common():
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(10_000, generator=generator)
+    found = [[2 * common + torch.randn(10_000, generator=generator)] for _ in range(8)]
+    assert grpo_signal.signal(found, [0]) == pytest.approx(4 / 5, abs=0.02)
+    assert grpo_signal.signal([[matrix - 2 * common] for (matrix,) in found], [0]) == pytest.approx(0, abs=0.02)
 
 
 def scores(text_to_image: float, edit: float) -> dict:

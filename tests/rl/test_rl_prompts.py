@@ -10,6 +10,7 @@ from PIL import Image
 from unipic_core import shapes
 from unipic_core.data.prompts import PromptSet, open_prompts
 from unipic_core.rl.config import GRPOConfig
+from unipic_core.rl.diffusion_nft import DiffusionNFT
 from unipic_core.rl.flow_grpo import FlowGRPO
 from unipic_core.rl.rollout import generators, noise
 
@@ -94,9 +95,13 @@ def test_wrong_sources_are_named(spec, message):
         open_prompts(spec)
 
 
-def grpo(**settings) -> FlowGRPO:
+def config(**settings) -> GRPOConfig:
     need = {"out": "x", "model": "x", "prompts": [{}], "rewards": [{}], "steps": 1, "batch_size": 64}
-    return FlowGRPO(GRPOConfig(**need, **settings), SIGMAS)
+    return GRPOConfig(**need, **settings)
+
+
+def grpo(**settings) -> FlowGRPO:
+    return FlowGRPO(config(**settings), SIGMAS)
 
 
 def test_windows():
@@ -104,6 +109,16 @@ def test_windows():
     drawn = {grpo(window_size=2, window_range=(1, 5)).window(step) for step in range(50)}
     assert drawn == {range(1, 3), range(2, 4), range(3, 5)}
     assert {grpo(window_size=3).window(step).stop for step in range(50)} == {3, 4, 5}
+
+
+def test_nft_trains_at_the_noise_levels_of_its_range():
+    def levels(**settings):
+        return DiffusionNFT(config(**settings), SIGMAS).levels(list(range(64)), 0)
+
+    assert all(torch.equal(row.sort(descending=True).values, SIGMAS[:9]) for row in levels())
+    assert all(torch.equal(row.sort(descending=True).values, SIGMAS[1:4]) for row in levels(nft_range=(1, 4)))
+    one = levels(nft_range=(1, 4), nft_steps=1)
+    assert one.shape == (64, 1) and set(one.flatten().tolist()) == set(SIGMAS[1:4].tolist())
 
 
 def test_a_row_s_noise_depends_on_nothing_but_seed_step_and_row():

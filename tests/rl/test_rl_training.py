@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from training_runs import ROOT, finish, kill_after, launch
 
 from unipic_core.rl import GRPOConfig, GRPOTask
 from unipic_core.rl.config import warn_of_risks
+from unipic_core.rl.diffusion_nft import DiffusionNFT
 from unipic_core.rl.lora import read_metadata
+from unipic_core.rl.rollout import Chunk
 from unipic_core.training.loop import run
 
 EDIT = [{"kind": "shapes", "task": "edit", "count": 20}]
@@ -50,7 +53,8 @@ VARIANTS = {
     "bf16": {"precision": "bf16"},
     "more targets": {"lora_targets": ("attn", "attn2", "mlp")},
     "nft": {"algorithm": "nft", "guidance_scale": 1},
-    "nft edit": {"algorithm": "nft", "guidance_scale": 1, "nft_steps": 2, "prompts": EDIT},
+    "nft with two guidances": {"algorithm": "nft", "nft_guidance": (1, 3)},
+    "nft edit": {"algorithm": "nft", "guidance_scale": 1, "nft_range": (0, 2), "nft_steps": 1, "prompts": EDIT},
 }
 
 
@@ -79,6 +83,24 @@ def test_it_writes_what_it_promises(settings):
     best = max(line["validation_reward"] for line in found if "validation_reward" in line)
     assert float(read_metadata(out / "best" / "lora.safetensors")["unipic.validation_reward"]) == best
     assert load_file(out / "best" / "lora.safetensors").keys() == lora(out).keys()
+
+
+def test_the_pictures_of_a_group_take_turns_with_guidance(settings):
+    task = GRPOTask(GRPOConfig(**settings, algorithm="nft"))
+    (width, height, _), keys = task.draw(0)
+    task._encode_ahead(0)
+    condition = task.frozen.condition([task.encoded[key] for key in keys for _ in range(settings["group_size"])])
+
+    def latents(*scales: float) -> torch.Tensor:
+        chunk = Chunk(list(range(settings["batch_size"])), condition)
+        algorithm = DiffusionNFT(replace(task.config, nft_guidance=scales), task.algorithm.sigmas)
+        algorithm.rollout(task.policy, chunk, task._latent_shape(width, height), 0, "cpu")
+        return chunk.latents
+
+    turns, one, three = latents(1, 3), latents(1), latents(3)
+    torch.testing.assert_close(turns[::2], one[::2])
+    torch.testing.assert_close(turns[1::2], three[1::2])
+    assert not torch.allclose(one, three)
 
 
 @pytest.mark.parametrize("algorithm, learning_rate", [("grpo", 2e-2), ("nft", 1e-2)])
@@ -221,6 +243,8 @@ def test_a_lora_is_the_start_of_the_next_stage(settings, tmp_path):
         ({"algorithm": "ppo"}, "algorithm is 'ppo'; use one of: grpo, nft"),
         ({"window_size": 3, "window_range": (0, 2)}, "a window of 3 steps does not fit into steps 0 to 2"),
         ({"window_size": 2, "window_range": (2, 4)}, "the last step is never noisy"),
+        ({"nft_range": (2, 4)}, "into steps 2 to 4 of 4 .*the last step is never trained at"),
+        ({"nft_range": (0, 2), "nft_steps": 3}, "3 noise levels do not fit into steps 0 to 2"),
         ({"rewards": []}, "at least one entry under prompts and one under rewards"),
         ({"precision": "fp8"}, "use one of: fp32, fp16, bf16"),
         ({"noise_level": 0.0}, "noise_level is 0.0; it must be above 0"),

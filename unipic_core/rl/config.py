@@ -27,6 +27,9 @@ class GRPOConfig(LoopConfig):
     window_size: int = 0  # noisy, trained steps in a row, the others following the flow; 0: all but the last
     window_range: tuple[int, int] = (0, 0)  # steps [first, last) to draw the window from; (0, 0): the first half
     guidance_scale: float = 3.5  # classifier-free guidance of rollout and update; 1: none
+    nft_guidance: tuple[
+        float, ...
+    ] = ()  # scales that nft's rollout takes in turn, row by row; by default guidance_scale
     negative_prompt: str | None = None  # by default the pipeline's: empty, or with references the editing one
 
     group_size: int = 16  # pictures a prompt
@@ -37,7 +40,11 @@ class GRPOConfig(LoopConfig):
     kl_weight: float = 0.04  # weight of the distance to the model without adapter (grpo)
     nft_beta: float = 1.0
     nft_reference_weight: float = REFERENCE_WEIGHT  # weight of the distance to the model without adapter (nft)
-    nft_steps: int = 0  # noise levels of the schedule that a picture is trained at (nft); 0: all but the last
+    nft_range: tuple[int, int] = (
+        0,
+        0,
+    )  # steps [first, last) whose noise levels nft trains at; (0, 0): all but the last
+    nft_steps: int = 0  # how many of these levels a picture is trained at; 0: all
 
     lora_rank: int = 32
     lora_alpha: float = 64
@@ -85,6 +92,13 @@ class GRPOConfig(LoopConfig):
                 f"{self.sampling_steps}; the last step is never noisy"
             )
 
+        first, last = self.nft_levels
+        if not (0 <= first < last < self.sampling_steps and self.nft_steps <= last - first):
+            raise ValueError(
+                f"{self.nft_steps} noise levels do not fit into steps {first} to {last} of {self.sampling_steps} "
+                f"(nft_steps, nft_range, sampling_steps); the last step is never trained at"
+            )
+
     @property
     def groups(self) -> int:
         return self.batch_size // self.group_size
@@ -95,6 +109,11 @@ class GRPOConfig(LoopConfig):
         if not self.window_size:
             return 0, self.sampling_steps - 1
         return self.window_range if any(self.window_range) else (0, max(self.sampling_steps // 2, self.window_size))
+
+    @property
+    def nft_levels(self) -> tuple[int, int]:
+        """Steps [first, last) of the schedule whose noise levels DiffusionNFT trains at."""
+        return self.nft_range if any(self.nft_range) else (0, self.sampling_steps - 1)
 
 
 def warn_of_risks(config: GRPOConfig) -> None:

@@ -17,13 +17,20 @@ class DiffusionNFT:
 
     def __init__(self, config: GRPOConfig, sigmas: torch.Tensor):
         self.config, self.sigmas = config, sigmas
-        self.terms = config.nft_steps or len(sigmas) - 2
+        first, last = config.nft_levels
+        self.usable = sigmas[first:last]
+        self.terms = config.nft_steps or last - first
 
     def rollout(self, policy: Policy, chunk: Chunk, shape: tuple[int, int, int], step: int, device) -> None:
         """Fill the chunk's latents, of `shape` [C, h, w]."""
         start = noise(shape, generators(self.config.seed, step, rows=chunk.rows), device)
-        with old_adapter(policy.transformer):
-            chunk.latents = follow_flow(policy, self.sigmas, start, chunk.condition.to(device)).cpu()
+        condition, chunk.latents = chunk.condition.to(device), torch.empty(start.shape)
+        scales = self.config.nft_guidance or (self.config.guidance_scale,)
+        for number, scale in enumerate(scales):
+            turn = torch.tensor([row % len(scales) == number for row in chunk.rows])
+            with old_adapter(policy.transformer):
+                latents = follow_flow(policy.with_guidance(scale), self.sigmas, start[turn], condition.select(turn))
+            chunk.latents[turn] = latents.cpu()
 
     def losses(
         self, policy: Policy, chunk: Chunk, advantages: torch.Tensor, keep: torch.Tensor, step: int, first: bool, device
@@ -33,8 +40,8 @@ class DiffusionNFT:
         condition = chunk.condition.select(keep).to(device)
         clean, advantages = chunk.latents[keep].to(device), advantages[keep].to(device)
         random = generators(self.config.seed, step, 1, rows=rows)
-        levels = self._levels(rows, step)
-        unguided = Policy(policy.transformer, 1, policy.dtype, policy.autocast)
+        levels = self.levels(rows, step)
+        unguided = policy.with_guidance(1)
         for sigma in levels.to(device).unbind(1):
             scale = sigma[:, None, None, None]
             noisy = (1 - scale) * clean + scale * noise(clean.shape[1:], random, device)
@@ -49,11 +56,11 @@ class DiffusionNFT:
             distance = (velocity.detach() - reference).square().mean()
             yield loss, {"policy_loss": loss.detach(), "reference_distance": distance}
 
-    def _levels(self, rows: list[int], step: int) -> torch.Tensor:
-        """Noise levels of the schedule, but for the last, [rows, levels]."""
-        usable = len(self.sigmas) - 2
-        orders = [np.random.default_rng([self.config.seed, step, 2, row]).permutation(usable) for row in rows]
-        return self.sigmas[np.stack(orders)[:, : self.terms]]
+    def levels(self, rows: list[int], step: int) -> torch.Tensor:
+        """Each row's own order of noise levels, [rows, terms]."""
+        count = len(self.usable)
+        orders = [np.random.default_rng([self.config.seed, step, 2, row]).permutation(count) for row in rows]
+        return self.usable[np.stack(orders)[:, : self.terms]]
 
     @torch.no_grad()
     def follow(self, transformer, step: int) -> None:
