@@ -13,7 +13,6 @@ pictures and their rewards.
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
+from kontext import cpu_name  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from unipic_core.rl import GRPOConfig, GRPOTask, group_advantages, grpo_loss, kl_to_reference, sde_step  # noqa: E402
@@ -279,7 +279,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         return child(args)
-    cpu = f"CPU ({torch.get_num_threads()} threads, {platform.processor()})"
+    cpu = f"CPU ({torch.get_num_threads()} threads, {cpu_name()})"
     name = torch.cuda.get_device_name() if CUDA and args.full else cpu
     shape = {key: getattr(args, key) for key in PASSED[1:]}
     result = {"device": name, "torch": torch.__version__, **shape, **measure(args)}

@@ -164,3 +164,14 @@ def test_latents_are_encoded_once_and_again_for_another_list_or_vae(pictures, sc
 def test_pictures_survive_the_round_trip():
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
     assert (to_pictures(to_tensor([picture]))[0] == picture).all()
+
+
+def test_a_share_of_the_shapes_is_flawed():
+    spec = {"kind": "shapes", "task": "edit", "count": 200}
+    sound, flawed = open_source(spec), open_source({**spec, "flawed": 0.4})
+    pairs = [(sound[number], flawed[number]) for number in range(200)]
+    assert all(a.prompt == b.prompt and np.array_equal(a.references[0], b.references[0]) for a, b in pairs)
+    wrong = sum(not np.array_equal(a.target, b.target) for a, b in pairs)
+    assert 55 < wrong < 105  # an empty scene stays as it is, and objects of one kind may change places
+    with pytest.raises(ValueError, match="flawed is 2; it is a share"):
+        open_source({**spec, "flawed": 2})

@@ -1,6 +1,7 @@
 """Where training samples come from. A source has a length and gives the same sample for the same index, always."""
 
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,7 @@ class Shapes:
     `only`: one of the task's kinds, of `shapes.TASKS` or `shapes.EDIT_KINDS` (None: any).
     `cell`: objects that are not given stay within cells of so many px (see `shapes.sample_prompt`, `sample_edit`).
     `tidy`: all are in the middle of such cells, in the smallest size.
+    `flawed`: share of the targets that show a mistake, as collected pictures do (see `shapes.with_mistake`).
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Shapes:
         cell: int | None = None,
         only: str | None = None,
         tidy: bool = False,
+        flawed: float = 0.0,
     ):
         from ..shapes.world import DIAMETERS
 
@@ -90,7 +93,10 @@ class Shapes:
             raise ValueError(f"cell is {cell} px, but the smallest object is {DIAMETERS[0]} px across")
         if tidy and cell is None:
             raise ValueError("tidy puts objects in the middle of cells; it needs `cell`")
+        if not 0 <= flawed <= 1:
+            raise ValueError(f"flawed is {flawed}; it is a share, from 0 to 1")
         self.task, self.seeds, self.cell, self.only, self.tidy = task, range(first, first + count), cell, only, tidy
+        self.flawed = flawed
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -103,9 +109,15 @@ class Shapes:
         size = others[seed // 8 % len(others)] if seed % 8 == 0 else shapes.SIZES[0]
         if self.task == "edit":
             edit = shapes.sample_edit(seed, self.only, size, self.cell, self.tidy)
-            return Sample(edit.instruction, shapes.render(edit.target), (shapes.render(edit.source),))
+            return Sample(edit.instruction, self._target(seed, edit.target), (shapes.render(edit.source),))
         sample = shapes.sample_prompt(seed, self.only, size, self.cell, self.tidy)
-        return Sample(sample.prompt, shapes.render(sample.scene))
+        return Sample(sample.prompt, self._target(seed, sample.scene))
+
+    def _target(self, seed: int, scene) -> np.ndarray:
+        from .. import shapes
+
+        rng = Random(f"flawed {seed}")
+        return shapes.render(shapes.with_mistake(rng, scene) if rng.random() < self.flawed else scene)
 
 
 SOURCES = {"jsonl": JsonLines, "shapes": Shapes}
