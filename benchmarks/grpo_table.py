@@ -6,6 +6,12 @@ trains demo/recipes/grpo_*.yaml for every seed, evaluates the LoRAs, and writes 
 all runs have one more seed. Started again, it goes on where it stopped: runs resume from their checkpoints, and
 evaluated ones are not repeated; with other recipes or another model they are other runs. To use more cores, start it
 for some of the seeds each, then for all.
+
+    python -m trainers.kontext --config demo/recipes/kontext_flawed.yaml
+    python benchmarks/grpo_table.py --work runs/grpo_table --model runs/kontext_flawed/model --arms edit \
+        --out benchmarks/results/grpo_table_flawed
+
+does the same, editing alone, from a model that half of its edits have taught mistakes.
 """
 
 import argparse
@@ -72,7 +78,7 @@ ROWS = [(label, arm, guidance, paper) for guidance in GUIDANCES for arm, (label,
 def trained(name: str, seed: int, args: argparse.Namespace) -> GRPOConfig:
     """The configuration of an arm's finished run, whose missing steps are trained first."""
     arm = ARMS[name]
-    settings = yaml.safe_load((RECIPES / f"{arm.recipe}.yaml").read_text()) | {"seed": seed}
+    settings = yaml.safe_load((RECIPES / f"{arm.recipe}.yaml").read_text()) | {"seed": seed, "model": args.model}
     made_of = {**settings, "out": None, "model": fingerprint(settings["model"])}
     if arm.after:
         first = Path(trained(arm.after, seed, args).out)
@@ -180,8 +186,8 @@ def story(config: GRPOConfig) -> dict:
 def results_of(seed: int, args: argparse.Namespace) -> dict[str, dict]:
     """arm → its run's story, with `scores` by guidance."""
     results = {}
-    for name, arm in ARMS.items():
-        if arm.as_long_as and seed not in args.compare_seeds:
+    for name in args.arms:
+        if ARMS[name].as_long_as and seed not in args.compare_seeds:
             continue
         config = trained(name, seed, args)
         scores = {f"{guidance:g}": evaluated(config.model, config, guidance, args) for guidance in GUIDANCES}
@@ -262,9 +268,9 @@ def line_of(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def plot(runs: dict[int, dict[str, dict]], path: Path) -> None:
-    figure, axes = pyplot.subplots(1, len(ARMS), figsize=(4 * len(ARMS), 3.2))
-    for arm, axis in zip(ARMS, axes, strict=True):
+def plot(runs: dict[int, dict[str, dict]], arms: list[str], path: Path) -> None:
+    figure, axes = pyplot.subplots(1, len(arms), figsize=(4 * len(arms), 3.2), squeeze=False)
+    for arm, axis in zip(arms, axes[0], strict=True):
         for seed, results in runs.items():
             if arm in results:
                 axis.plot(*zip(*results[arm]["curve"], strict=True), label=f"seed {seed}")
@@ -284,6 +290,8 @@ def main() -> None:
     parser.add_argument(
         "--compare-seeds", type=int, nargs="*", help="those for which Flow-GRPO is run, too; by default all"
     )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="by default all")
+    parser.add_argument("--model", default="demo/kontext", help="model folder that the runs start from")
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task and edits a type in the evaluation")
     parser.add_argument("--sampling-steps", type=int, default=20)
     args = parser.parse_args()
@@ -294,14 +302,13 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         runs[seed] = results_of(seed, args)
-        model = runs[seed]["edit"]["config"]["model"]
-        alone = {f"{guidance:g}": evaluated(model, None, guidance, args) for guidance in GUIDANCES}
+        alone = {f"{guidance:g}": evaluated(args.model, None, guidance, args) for guidance in GUIDANCES}
         rows = summary(alone, runs)
         table = markdown(rows, alone, runs)
         details = {"seeds": list(runs), "rows": rows, "alone": alone, "runs": runs}
         out.with_suffix(".json").write_text(json.dumps(details, indent=1) + "\n")
         out.with_suffix(".md").write_text(table)
-        plot(runs, out.with_suffix(".png"))
+        plot(runs, args.arms, out.with_suffix(".png"))
     print(table)
 
 

@@ -94,7 +94,14 @@ def test_every_run_of_a_seed_is_trained_and_measured_once(settings, tmp_path, mo
         (recipes / f"{arm.recipe}.yaml").write_text(yaml.safe_dump(tiny | more))
     monkeypatch.setattr(grpo_table, "RECIPES", recipes)
     monkeypatch.setattr(grpo_table, "PILOT", 1)
-    args = Namespace(work=str(tmp_path / "work"), per_group=1, sampling_steps=1, compare_seeds=[3])
+    args = Namespace(
+        work=str(tmp_path / "work"),
+        model=settings["model"],
+        arms=list(grpo_table.ARMS),
+        per_group=1,
+        sampling_steps=1,
+        compare_seeds=[3],
+    )
     results = grpo_table.results_of(3, args)
     assert Path(results["pdtr"]["config"]["lora"]).is_file() and results["pdtr"]["config"]["seed"] == 3
     assert results["flow"]["minutes"] >= 0.98 * results["text_to_image"]["minutes"]
@@ -107,3 +114,5 @@ def test_every_run_of_a_seed_is_trained_and_measured_once(settings, tmp_path, mo
     monkeypatch.setattr(grpo_table, "run", again)
     monkeypatch.setattr(grpo_table, "evaluate", again)
     assert json.dumps(grpo_table.results_of(3, args)) == json.dumps(results)
+    args.arms = ["edit"]
+    assert list(grpo_table.results_of(3, args)) == ["edit"]

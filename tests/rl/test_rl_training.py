@@ -5,7 +5,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from training_runs import ROOT, finish, kill_after, launch
 
 from unipic_core.rl import GRPOConfig, GRPOTask
 from unipic_core.rl.config import warn_of_risks
-from unipic_core.rl.diffusion_nft import DiffusionNFT
 from unipic_core.rl.lora import read_metadata
-from unipic_core.rl.rollout import Chunk
 from unipic_core.training.loop import run
 
 EDIT = [{"kind": "shapes", "task": "edit", "count": 20}]
@@ -53,7 +50,6 @@ VARIANTS = {
     "bf16": {"precision": "bf16"},
     "more targets": {"lora_targets": ("attn", "attn2", "mlp")},
     "nft": {"algorithm": "nft", "guidance_scale": 1},
-    "nft with two guidances": {"algorithm": "nft", "nft_guidance": (1, 3)},
     "nft edit": {"algorithm": "nft", "guidance_scale": 1, "nft_range": (0, 2), "nft_steps": 1, "prompts": EDIT},
 }
 
@@ -83,24 +79,6 @@ def test_it_writes_what_it_promises(settings):
     best = max(line["validation_reward"] for line in found if "validation_reward" in line)
     assert float(read_metadata(out / "best" / "lora.safetensors")["unipic.validation_reward"]) == best
     assert load_file(out / "best" / "lora.safetensors").keys() == lora(out).keys()
-
-
-def test_the_pictures_of_a_group_take_turns_with_guidance(settings):
-    task = GRPOTask(GRPOConfig(**settings, algorithm="nft"))
-    (width, height, _), keys = task.draw(0)
-    task._encode_ahead(0)
-    condition = task.frozen.condition([task.encoded[key] for key in keys for _ in range(settings["group_size"])])
-
-    def latents(*scales: float) -> torch.Tensor:
-        chunk = Chunk(list(range(settings["batch_size"])), condition)
-        algorithm = DiffusionNFT(replace(task.config, nft_guidance=scales), task.algorithm.sigmas)
-        algorithm.rollout(task.policy, chunk, task._latent_shape(width, height), 0, "cpu")
-        return chunk.latents
-
-    turns, one, three = latents(1, 3), latents(1), latents(3)
-    torch.testing.assert_close(turns[::2], one[::2])
-    torch.testing.assert_close(turns[1::2], three[1::2])
-    assert not torch.allclose(one, three)
 
 
 @pytest.mark.parametrize("algorithm, learning_rate", [("grpo", 2e-2), ("nft", 1e-2)])

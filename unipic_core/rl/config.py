@@ -27,9 +27,6 @@ class GRPOConfig(LoopConfig):
     window_size: int = 0  # noisy, trained steps in a row, the others following the flow; 0: all but the last
     window_range: tuple[int, int] = (0, 0)  # steps [first, last) to draw the window from; (0, 0): the first half
     guidance_scale: float = 3.5  # classifier-free guidance of rollout and update; 1: none
-    nft_guidance: tuple[
-        float, ...
-    ] = ()  # scales that nft's rollout takes in turn, row by row; by default guidance_scale
     negative_prompt: str | None = None  # by default the pipeline's: empty, or with references the editing one
 
     group_size: int = 16  # pictures a prompt
@@ -43,8 +40,8 @@ class GRPOConfig(LoopConfig):
     nft_range: tuple[int, int] = (
         0,
         0,
-    )  # steps [first, last) whose noise levels nft trains at; (0, 0): all but the last
-    nft_steps: int = 0  # how many of these levels a picture is trained at; 0: all
+    )  # steps [first, last) at whose noise levels nft trains; (0, 0): all but the last
+    nft_steps: int = 0  # at how many of these levels a picture is trained; 0: at all
 
     lora_rank: int = 32
     lora_alpha: float = 64
@@ -91,7 +88,6 @@ class GRPOConfig(LoopConfig):
                 f"a window of {self.window_size} steps does not fit into steps {first} to {last} of "
                 f"{self.sampling_steps}; the last step is never noisy"
             )
-
         first, last = self.nft_levels
         if not (0 <= first < last < self.sampling_steps and self.nft_steps <= last - first):
             raise ValueError(

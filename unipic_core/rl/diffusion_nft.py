@@ -24,13 +24,8 @@ class DiffusionNFT:
     def rollout(self, policy: Policy, chunk: Chunk, shape: tuple[int, int, int], step: int, device) -> None:
         """Fill the chunk's latents, of `shape` [C, h, w]."""
         start = noise(shape, generators(self.config.seed, step, rows=chunk.rows), device)
-        condition, chunk.latents = chunk.condition.to(device), torch.empty(start.shape)
-        scales = self.config.nft_guidance or (self.config.guidance_scale,)
-        for number, scale in enumerate(scales):
-            turn = torch.tensor([row % len(scales) == number for row in chunk.rows])
-            with old_adapter(policy.transformer):
-                latents = follow_flow(policy.with_guidance(scale), self.sigmas, start[turn], condition.select(turn))
-            chunk.latents[turn] = latents.cpu()
+        with old_adapter(policy.transformer):
+            chunk.latents = follow_flow(policy, self.sigmas, start, chunk.condition.to(device)).cpu()
 
     def losses(
         self, policy: Policy, chunk: Chunk, advantages: torch.Tensor, keep: torch.Tensor, step: int, first: bool, device
@@ -41,7 +36,7 @@ class DiffusionNFT:
         clean, advantages = chunk.latents[keep].to(device), advantages[keep].to(device)
         random = generators(self.config.seed, step, 1, rows=rows)
         levels = self.levels(rows, step)
-        unguided = policy.with_guidance(1)
+        unguided = Policy(policy.transformer, 1, policy.dtype, policy.autocast)
         for sigma in levels.to(device).unbind(1):
             scale = sigma[:, None, None, None]
             noisy = (1 - scale) * clean + scale * noise(clean.shape[1:], random, device)

@@ -25,9 +25,6 @@ class Policy:
         self.transformer, self.guidance_scale = transformer, guidance_scale
         self.dtype, self.autocast = dtype, autocast
 
-    def with_guidance(self, scale: float) -> "Policy":
-        return Policy(self.transformer, scale, self.dtype, self.autocast)
-
     def __call__(
         self,
         latents: torch.Tensor,
