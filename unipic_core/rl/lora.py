@@ -98,27 +98,24 @@ def save_lora(path: Path, transformer: torch.nn.Module, dtype: torch.dtype, meta
 
 
 def load_lora(path: str | Path, transformer: torch.nn.Module) -> None:
-    """Fill the trained adapter from a file of `save_lora`; modules that the file lacks stay as they are.
-
-    ValueError: it has modules that the adapter lacks, or another rank or strength.
-    """
+    """Fill the trained adapter from a file of `save_lora`. ValueError: its modules, rank or strength are others."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     matrices = adapter(transformer)
     config = transformer.peft_config[TRAINED]
     expected = {f"transformer.{key}.weight": tuple(parameter.shape) for key, parameter in matrices.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(".alpha")}
-    if unfit := sorted(found.items() - expected.items()):
-        name, shape = unfit[0]
+    if found != expected:
+        name = sorted(set(found.items()) ^ set(expected.items()))[0][0]
         raise ValueError(
-            f"{path} does not fit the LoRA of this run: {name} is {shape}, {expected.get(name, 'nothing')} is needed. "
-            f"Set lora_rank as in the run that made it, and lora_targets to its own at least."
+            f"{path} does not fit the LoRA of this run: {name} is {found.get(name, 'missing')}, "
+            f"{expected.get(name, 'nothing')} is needed. Set lora_rank and lora_targets as in the run that made it."
         )
     alphas = {float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")}
     if alphas != {float(config.lora_alpha)}:
         raise ValueError(f"{path} was trained with lora_alpha {sorted(alphas)}, this run has {config.lora_alpha}.")
-    for name in found:
-        matrices[name.removeprefix("transformer.").removesuffix(".weight")].data.copy_(tensors[name])
+    for key, parameter in matrices.items():
+        parameter.data.copy_(tensors[f"transformer.{key}.weight"])
 
 
 def read_metadata(path: Path) -> dict[str, str]:
