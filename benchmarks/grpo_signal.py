@@ -1,6 +1,7 @@
 """At which noise levels, and in which modules, the pictures of different prompts agree on how the model should change.
 
-    python benchmarks/grpo_signal.py demo/recipes/grpo_edit.yaml --out benchmarks/results/grpo_signal_edit
+    python benchmarks/grpo_signal.py demo/recipes/grpo_edit.yaml --iterations 8 \
+        --out benchmarks/results/grpo_signal_edit
 
 Draws the pictures of a recipe's iterations with the untrained adapter and takes DiffusionNFT's gradient, at one noise
 level of the schedule after the other. Of gradients that have nothing in common but noise, the products between
@@ -10,6 +11,8 @@ much signal as noise are about its inverse.
 
 import argparse
 import json
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +21,8 @@ import yaml
 from accelerate import Accelerator
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from grpo_table import header, line_of
 
 from unipic_core.files import replaced_file
 from unipic_core.rl import GRPOConfig, GRPOTask
@@ -39,11 +44,11 @@ class Recorder(torch.optim.SGD):
 def gradients(settings: dict, level: int, iterations: int) -> tuple[float, list[str], list[list[torch.Tensor]]]:
     """(noise level, names of the matrices, their gradients in each iteration)."""
     settings = settings | {"lora_targets": list(TARGETS), "nft_range": [level, level + 1], "nft_steps": 1}
+    settings["max_grad_norm"] = math.inf
     task = GRPOTask(make_config(settings, GRPOConfig, "the recipe"))
     # The other half, lora_A, has no gradient while lora_B is zero.
     ups = {name: matrix for name, matrix in adapter(task.transformer).items() if name.endswith("lora_B")}
     recorder, accelerator = Recorder(list(ups.values())), Accelerator(cpu=not torch.cuda.is_available())
-    accelerator.clip_grad_norm_ = lambda *_: torch.tensor(0.0)
     for step in range(iterations):
         task.iterate(accelerator, recorder, step, task.config.micro_batch or task.config.batch_size)
     return float(task.algorithm.sigmas[level]), list(ups), recorder.gradients
@@ -54,10 +59,6 @@ def signal(iterations: list[list[torch.Tensor]], chosen: list[int]) -> float:
     products = flat @ flat.T
     own = products.diagonal().mean()
     return float((products.mean() * len(flat) - own) / (len(flat) - 1) / own)
-
-
-def target_of(name: str) -> str:
-    return "mlp" if ".ff" in name else "attn2" if ".attn2." in name else "attn"
 
 
 def main() -> None:
@@ -72,16 +73,14 @@ def main() -> None:
     for level in range(settings["sampling_steps"] - 1):
         sigma, names, found = gradients(settings, level, args.iterations)
         row = {"noise_level": round(sigma, 3), "all": signal(found, list(range(len(names))))}
-        for target in TARGETS:
-            row[target] = signal(found, [number for number, name in enumerate(names) if target_of(name) == target])
+        for target, modules in TARGETS.items():
+            row[target] = signal(found, [number for number, name in enumerate(names) if re.search(modules, name)])
         rows.append(row)
         print(row, flush=True)
 
-    table = ["| noise level | all | " + " | ".join(TARGETS) + " |", "| --- " * (len(TARGETS) + 2) + "|"]
-    for row in rows:
-        table.append(
-            "| " + " | ".join([f"{row['noise_level']:.2f}", *(f"{row[k]:.3f}" for k in ("all", *TARGETS))]) + " |"
-        )
+    shown = ["all", *TARGETS]
+    table = header(["noise level", *shown])
+    table += [line_of([f"{row['noise_level']:.2f}", *(f"{row[name]:.3f}" for name in shown)]) for row in rows]
     record = {
         "recipe": str(args.recipe),
         "iterations": args.iterations,
@@ -89,8 +88,8 @@ def main() -> None:
         "rows": rows,
     }
     for suffix, text in ((".json", json.dumps(record, indent=1)), (".md", "\n".join(table))):
-        with replaced_file(args.out.with_suffix(suffix)) as path:
-            Path(path).write_text(text + "\n")
+        with replaced_file(args.out.with_suffix(suffix)) as partial:
+            partial.write_text(text + "\n")
 
 
 if __name__ == "__main__":

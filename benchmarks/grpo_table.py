@@ -9,9 +9,9 @@ for some of the seeds each, then for all.
 
     python -m trainers.kontext --config demo/recipes/kontext_flawed.yaml
     python benchmarks/grpo_table.py --work runs/grpo_table --model runs/kontext_flawed/model --arms edit \
-        --out benchmarks/results/grpo_table_flawed
+        --sampling-steps 12 --out benchmarks/results/grpo_table_flawed
 
-does the same, editing alone, from a model that half of its edits have taught mistakes.
+does the same, editing alone, from a model that has learned from edits of which half show a mistake.
 """
 
 import argparse

@@ -37,7 +37,7 @@ class GRPOConfig(LoopConfig):
     kl_weight: float = 0.04  # weight of the distance to the model without adapter (grpo)
     nft_beta: float = 1.0
     nft_reference_weight: float = REFERENCE_WEIGHT  # weight of the distance to the model without adapter (nft)
-    nft_range: tuple[int, int] = (0, 0)  # steps [first, last) whose noise levels nft trains at; (0, 0): 0 to the last
+    nft_range: tuple[int, int] = (0, 0)  # nft's noise levels: of steps [first, last); (0, 0): all but the last
     nft_steps: int = 0  # at how many of these levels a picture is trained; 0: at all
 
     lora_rank: int = 32
