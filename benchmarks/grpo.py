@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from kontext import cpu_name  # noqa: E402
+from machine import device_name  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from unipic_core.rl import GRPOConfig, GRPOTask, group_advantages, grpo_loss, kl_to_reference, sde_step  # noqa: E402
@@ -279,10 +279,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         return child(args)
-    cpu = f"CPU ({torch.get_num_threads()} threads, {cpu_name()})"
-    name = torch.cuda.get_device_name() if CUDA and args.full else cpu
     shape = {key: getattr(args, key) for key in PASSED[1:]}
-    result = {"device": name, "torch": torch.__version__, **shape, **measure(args)}
+    result = {"device": device_name(CUDA and args.full), "torch": torch.__version__, **shape, **measure(args)}
     print(json.dumps(result, indent=1))
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")

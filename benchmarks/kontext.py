@@ -11,13 +11,13 @@ COMFYUI_PATH names the ComfyUI to measure in; without it, the one that scripts/t
 import argparse
 import importlib.util
 import json
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+from machine import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -214,21 +214,14 @@ def main() -> None:
     parser.add_argument("--out", help="JSON file for the result")
     args = parser.parse_args()
 
-    cuda = torch.cuda.is_available()
     result = {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU ({torch.get_num_threads()} threads, {cpu_name()})",
+        "device": device_name(torch.cuda.is_available()),
         "torch": torch.__version__,
         "runs": [measure(FULL if args.full else SMALL, pixels, args.steps, args.rounds) for pixels in args.pixels],
     }
     print(json.dumps(result, indent=1))
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

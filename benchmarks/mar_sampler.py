@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import device_name
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.append(str(ROOT))
 
 from unipic_core.mar.diffusion import alphas_cumprod, respaced_steps  # noqa: E402
 from unipic_core.mar.model import UniPic1  # noqa: E402
@@ -363,14 +364,12 @@ def main() -> None:
     parser.add_argument("--out", help="JSON file for the result")
     args = parser.parse_args()
 
-    from kontext import cpu_name
-
     warnings.filterwarnings("ignore", module="torch.utils.checkpoint")
     torch.set_num_threads(1)
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     result = {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU (1 thread, {cpu_name()})",
+        "device": device_name(cuda),
         "torch": torch.__version__,
     }
     if args.approximate:
