@@ -22,10 +22,11 @@ def draw(run, loaded):
 
 
 @pytest.fixture
-def progress():
+def progress(monkeypatch):
     """What nodes report while the test runs, as (value, total, preview); it may raise from there."""
     import comfy.utils
 
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0, raising=False)  # newer ComfyUIs throttle
     reports = []
     stock = comfy.utils.PROGRESS_BAR_HOOK
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **_: reports.append((value, total, preview)))
