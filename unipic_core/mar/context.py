@@ -28,13 +28,8 @@ class Context:
         mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
         self.mask = mask if self.mask is None else torch.cat([self.mask, mask], dim=1)
         positions = (self.mask.cumsum(dim=1) - 1)[:, -embeds.shape[1] :]
-        output = self.model(
-            inputs_embeds=embeds,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        # The cache goes by position, because its name differs between releases of transformers.
+        output = self.model(None, self.mask, positions, self.cache, inputs_embeds=embeds, use_cache=True)
         return output.last_hidden_state
 
     def read_and_forget(self, embeds: torch.Tensor) -> torch.Tensor:

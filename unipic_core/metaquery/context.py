@@ -38,14 +38,9 @@ class Context:
             Their hidden states after the final norm [B, n, width].
         """
         self.mask = mask if self.mask is None else torch.cat([self.mask, mask], dim=1)
-        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :]
-        output = self.model(
-            inputs_embeds=embeddings,
-            attention_mask=self.mask,
-            position_ids=positions.expand(3, -1, -1),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :].expand(3, -1, -1)
+        # The cache goes by position, because its name differs between releases of transformers.
+        output = self.model(None, self.mask, positions, self.cache, inputs_embeds=embeddings, use_cache=True)
         return output.last_hidden_state
 
     def select(self, rows: list[int]) -> None:
