@@ -4,33 +4,16 @@ import copy
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
+from ..metaquery import context as metaquery
 from ..metaquery.prompts import padded, shared_length
 
 
-class Context:
-    """What the language model has read so far, for every row of a batch.
-
-    Positions count the unmasked tokens, so that it makes no difference where a row is padded.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-        self.cache = DynamicCache()
-        self.mask = None
+class Context(metaquery.Context):
+    """What the language model has read so far, for every row of a batch; it can forget, and be copied."""
 
     def __len__(self) -> int:
         return len(self.mask)
-
-    def read(self, embeds: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Append tokens [B, N, width], masked by [B, N]; their hidden states after the final norm [B, N, width]."""
-        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
-        self.mask = mask if self.mask is None else torch.cat([self.mask, mask], dim=1)
-        positions = (self.mask.cumsum(dim=1) - 1)[:, -embeds.shape[1] :]
-        # The cache goes by position, because its name differs between releases of transformers.
-        output = self.model(None, self.mask, positions, self.cache, inputs_embeds=embeds, use_cache=True)
-        return output.last_hidden_state
 
     def read_and_forget(self, embeds: torch.Tensor) -> torch.Tensor:
         """As `read`, but what comes next does not see these tokens."""
@@ -38,12 +21,6 @@ class Context:
         self.cache.crop(-embeds.shape[1])
         self.mask = self.mask[:, : -embeds.shape[1]]
         return hidden
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with these rows, in this order; a row may be taken several times."""
-        index = torch.tensor(rows, device=self.mask.device)
-        self.cache.batch_select_indices(index)
-        self.mask = self.mask[index]
 
     def copy(self, rows: list[int]) -> "Context":
         """Another context with these rows; this one stays as it is."""
