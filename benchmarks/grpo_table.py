@@ -187,8 +187,6 @@ def results_of(seed: int, args: argparse.Namespace) -> dict[str, dict]:
     """arm → its run's story, with `scores` by guidance."""
     results = {}
     for name in args.arms:
-        if ARMS[name].as_long_as and seed not in args.compare_seeds:
-            continue
         config = trained(name, seed, args)
         scores = {f"{guidance:g}": evaluated(config.model, config, guidance, args) for guidance in GUIDANCES}
         results[name] = {**story(config), "scores": scores}
@@ -287,16 +285,11 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="folder of the runs")
     parser.add_argument("--out", required=True, help="name of the results, without .json, .md and .png")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--compare-seeds", type=int, nargs="*", help="those for which Flow-GRPO is run, too; by default all"
-    )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="by default all")
     parser.add_argument("--model", default="demo/kontext", help="model folder that the runs start from")
     parser.add_argument("--per-group", type=int, default=50, help="prompts a task and edits a type in the evaluation")
     parser.add_argument("--sampling-steps", type=int, default=20)
     args = parser.parse_args()
-    if args.compare_seeds is None:
-        args.compare_seeds = args.seeds
 
     out, runs = Path(args.out), {}
     out.parent.mkdir(parents=True, exist_ok=True)
