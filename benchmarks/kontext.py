@@ -20,7 +20,7 @@ import torch
 from machine import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path += [str(ROOT), str(ROOT / "scripts")]
 
 SMALL = {"layers": 6, "text": 512, "pooled": 256, "tokens": 77 + 64, "table": 96, "dual": 3}
 FULL = {"layers": 24, "text": 4096, "pooled": 2048, "tokens": 77 + 256, "table": 384, "dual": 13}
