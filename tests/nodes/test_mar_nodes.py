@@ -28,10 +28,12 @@ def progress(monkeypatch):
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0, raising=False)  # newer ComfyUIs throttle
     reports = []
-    stock = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **_: reports.append((value, total, preview)))
-    yield reports
-    comfy.utils.set_progress_bar_global_hook(stock)
+
+    def hook(value, total, preview, **_):
+        reports.append((value, total, preview))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    return reports
 
 
 def picture(width, height, count=1):
