@@ -38,7 +38,7 @@ class GRPOConfig(LoopConfig):
     nft_beta: float = 1.0
     nft_reference_weight: float = REFERENCE_WEIGHT  # weight of the distance to the model without adapter (nft)
     nft_range: tuple[int, int] = (0, 0)  # nft's noise levels: of steps [first, last); (0, 0): all but the last
-    nft_steps: int = 0  # at how many of these levels a picture is trained; 0: at all
+    nft_steps: int = 0  # at how many of these levels a picture is trained; 0: at each
 
     lora_rank: int = 32
     lora_alpha: float = 64
